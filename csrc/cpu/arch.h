@@ -1,0 +1,41 @@
+// What this CPU and operating system can run, and the user's cap on it.
+#pragma once
+
+#include <string>
+
+#include "cpu/export.h"
+
+namespace fastinfer::cpu {
+
+// In order of preference within an architecture: a later one is faster where it is supported.
+enum class Isa : int { generic, avx2, avxvnni, avx512vnni, amx, neondot, neoni8mm };
+constexpr int kIsaCount = 7;
+
+FASTINFER_API const char* isa_name(Isa isa);
+
+// Whether this process may execute `isa`. Probed once; asks the kernel for AMX at the first call.
+FASTINFER_API bool isa_supported(Isa isa);
+
+// Why `isa` is not supported, in one sentence; empty where it is.
+FASTINFER_API const char* isa_reason(Isa isa);
+
+// The best ISA that selection may use: the best supported one, or the cap that FASTINFER_ISA or
+// set_isa_cap put on it.
+FASTINFER_API Isa isa_in_use();
+
+// True if selection may pick rows of `isa`: supported, of this architecture and not above the cap.
+FASTINFER_API bool isa_allowed(Isa isa);
+
+// Caps selection at `name` ("" lifts the cap). Returns false, changing nothing, if it is unknown.
+FASTINFER_API bool set_isa_cap(const char* name);
+
+// The cap in force, "" if none.
+FASTINFER_API const char* isa_cap();
+
+// Non-empty if FASTINFER_ISA held an unknown value: the sentence to raise.
+FASTINFER_API const char* isa_env_error();
+
+// The names a cap may have on this architecture, "generic, avx2, ...", for messages.
+FASTINFER_API const std::string& isa_known_names();
+
+}  // namespace fastinfer::cpu

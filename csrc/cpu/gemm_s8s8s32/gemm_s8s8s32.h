@@ -1,0 +1,73 @@
+// Family gemm_s8s8s32: int8 activations x int8 weights, exact int32 sums, float epilogue.
+//
+//   acc[m,n] = sum_k a[m,k] * b[n,k]                       int32, exact: K <= 131071 so that
+//                                                          |acc| <= 128 * 128 * K < 2^31
+//   z[m,n]   = fma(float(acc) * b_scale[n], a_scale[m], bias[n])
+//   out[m,n] = to_out_dtype(activation(z) + residual[m,n])
+//
+// in exactly this order of roundings on every ISA. out_dtype s32 stores acc itself.
+//
+// A: quantised rows in the layout of quantize_rowwise.h, k_store = k_pad, with the kernel's
+//    tile_rows and flip.
+// B: packed weights (pack.h), panels of 16 columns: byte(n, k) =
+//    panels[(n / 16) * 16 * k_pad + (k / 4) * 64 + (n % 16) * 4 + k % 4], k_pad = K rounded up to
+//    64 and zero-filled, N likewise to 16. One 64-row x 16-column slice is an AMX B tile (1 KiB);
+//    one group of 4 rows is a vpdpbusd operand, two AVX2 ones, four NEON sdot ones.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/arch.h"
+#include "cpu/dtype.h"
+#include "cpu/export.h"
+
+namespace fastinfer::cpu {
+
+constexpr int64_t kMaxK = 131071;
+constexpr int64_t kPanelColumns = 16;
+constexpr int64_t kBlockK = 64;
+
+constexpr int64_t round_up(int64_t v, int64_t multiple) {
+  return (v + multiple - 1) / multiple * multiple;
+}
+
+enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
+constexpr int kActivationCount = 5;
+
+// m rows times columns [n_begin, n_end). Pointers to rows are those of row 0 of the block;
+// pointers to columns those of column 0 of the matrix.
+struct GemmS8S8S32 {
+  int64_t m;
+  int64_t n_begin;             // a multiple of 16
+  int64_t n_end;               // N, or a multiple of 16
+  int64_t k_pad;
+  const int8_t* a;
+  const float* a_scale;        // [m]
+  const int8_t* panels;
+  const int32_t* compensation; // [N padded to 16]: -128 * sum_k b[n,k], for flip = 0x80
+  const float* b_scale;        // [N]
+  const float* bias;           // [N] or null
+  Activation activation;
+  const void* residual;        // out_dtype, or null
+  int64_t residual_ld_bytes;
+  void* out;
+  int64_t out_ld_bytes;
+  DType out_dtype;
+};
+
+using GemmS8S8S32Fn = void (*)(const GemmS8S8S32&);
+
+struct GemmS8S8S32Kernel {
+  const char* name;
+  Isa isa;
+  int mr, nr, kr;      // micro-tile
+  int64_t tile_rows;   // layout of A
+  uint8_t flip;
+  int64_t max_m;       // made for at most so many rows (any m works); 0: for many
+  GemmS8S8S32Fn run;
+};
+
+// Every kernel of this architecture, in the order of kernels.inc.
+FASTINFER_API const GemmS8S8S32Kernel* gemm_s8s8s32_kernels(int* count);
+
+}  // namespace fastinfer::cpu

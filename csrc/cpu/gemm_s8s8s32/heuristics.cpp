@@ -1,0 +1,78 @@
+#include "cpu/gemm_s8s8s32/heuristics.h"
+
+#include <algorithm>
+
+namespace fastinfer::cpu {
+
+namespace {
+
+// Cost model in cycles of one core, per ISA: multiply-adds a cycle, and cycles a byte to read
+// weights from beyond the L2 cache, to quantise an element and to start a parallel region.
+double macs_per_cycle(Isa isa) {
+  switch (isa) {
+    case Isa::generic: return 1;
+    case Isa::avx2: return 20;
+    case Isa::avxvnni: return 60;
+    case Isa::avx512vnni: return 110;
+    case Isa::amx: return 700;
+    case Isa::neondot: return 50;
+    case Isa::neoni8mm: return 100;
+  }
+  return 1;
+}
+constexpr double kCyclesPerWeightByte = 0.1;
+constexpr double kCyclesPerQuantizedElement = 0.35;
+constexpr double kCyclesPerParallelRegion = 8000;
+
+// Quantised rows kept at a time: half of a 2 MiB L2 leaves room for the weight panels.
+constexpr int64_t kQuantizedBytes = 1 << 20;
+constexpr int64_t kRowStep = 32;
+
+double task_cycles(double m, double n, double k, Isa isa) {
+  return std::max(m * n * k / macs_per_cycle(isa), n * k * kCyclesPerWeightByte) +
+         m * k * kCyclesPerQuantizedElement;
+}
+
+}  // namespace
+
+const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m) {
+  int count;
+  const GemmS8S8S32Kernel* kernels = gemm_s8s8s32_kernels(&count);
+  const Isa isa = isa_in_use();
+  const GemmS8S8S32Kernel* best = kernels;
+  for (int i = 0; i < count; ++i) {
+    if (!isa_allowed(kernels[i].isa)) continue;
+    if (kernels[i].isa != best->isa || best->max_m == 0 || m > best->max_m) best = kernels + i;
+  }
+  (void)isa;
+  return *best;
+}
+
+LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads) {
+  LinearPlan plan{&select_gemm_s8s8s32(m), &select_quantize_rowwise(), 0, 1, 1};
+  const Isa isa = plan.gemm->isa;
+  const int64_t rows = std::max<int64_t>(1, (m + kRowStep - 1) / kRowStep);
+  const int64_t panels = std::max<int64_t>(1, (n + kPanelColumns - 1) / kPanelColumns);
+  double best = task_cycles(double(m), double(n), double(k_pad), isa);
+  for (int64_t tm = 1; tm <= std::min<int64_t>(threads, rows); ++tm) {
+    const int64_t tn = std::min<int64_t>(threads / tm, panels);
+    if (tm * tn == 1) continue;
+    const double task_m = std::min<double>(double(m), double((rows + tm - 1) / tm * kRowStep));
+    const double task_n = double((panels + tn - 1) / tn * kPanelColumns);
+    const double cycles =
+        task_cycles(task_m, task_n, double(k_pad), isa) + kCyclesPerParallelRegion;
+    if (cycles < best) {
+      best = cycles;
+      plan.tasks_m = tm;
+      plan.tasks_n = tn;
+    }
+  }
+  // Equal chunks of at most kQuantizedBytes.
+  const int64_t task_rows = (rows + plan.tasks_m - 1) / plan.tasks_m;
+  const int64_t most = std::max<int64_t>(1, kQuantizedBytes / (k_pad > 0 ? k_pad : 1) / kRowStep);
+  const int64_t chunks = (task_rows + most - 1) / most;
+  plan.mc = (task_rows + chunks - 1) / chunks * kRowStep;
+  return plan;
+}
+
+}  // namespace fastinfer::cpu

@@ -1,0 +1,205 @@
+// gemm_s8s8s32_32x32x64_amx. Contract and layouts: gemm_s8s8s32.h.
+//
+// tdpbssd multiplies a tile of up to 16 rows x 64 bytes of A with one of 16 groups of 4 rows x 16
+// columns of B, signed by signed, into 16 x 16 int32: 16384 multiply-adds in 16 cycles, and in
+// proportion fewer cycles for fewer rows of A. A and B tiles are contiguous in memory.
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "cpu/gemm_s8s8s32/epilogue.h"
+#include "cpu/vec/avx512.h"
+
+namespace fastinfer::cpu {
+
+namespace {
+
+template <int T>
+inline void tile_zero() {
+  __asm__ volatile("tilezero %%tmm%c0" ::"i"(T));
+}
+template <int T>
+inline void tile_load(const void* base, int64_t stride) {
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(base), "r"(stride), "i"(T) : "memory");
+}
+template <int T>
+inline void tile_store(void* base, int64_t stride) {
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(base), "r"(stride), "i"(T) : "memory");
+}
+template <int C, int A, int B>
+inline void tile_dp() {
+  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_a_row[16] = {};
+  uint8_t rows[16] = {};
+};
+static_assert(sizeof(TileConfig) == 64, "LDTILECFG reads 64 bytes");
+
+// Tiles are configured while a Tiles object lives. Tile t has rows[t] rows of 64 bytes.
+class Tiles {
+ public:
+  ~Tiles() { _tile_release(); }
+  void configure(const int (&rows)[8]) {
+    TileConfig config;
+    for (int t = 0; t < 8; ++t) {
+      config.rows[t] = uint8_t(rows[t]);
+      config.bytes_a_row[t] = 64;
+    }
+    // The intrinsic declares that 8 bytes are read; keep the other 56.
+    __asm__ volatile("" : "+m"(config));
+    _tile_loadconfig(&config);
+  }
+};
+
+constexpr int64_t kTile = 1024;
+
+// rows <= 16, 4 panels: C in tiles 0-3, A in 4, B in 5-7.
+void block_1x4(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t column) {
+  const int8_t* a = p.a + row * p.k_pad;
+  const int8_t* b = p.panels + column * p.k_pad;
+  const int64_t panel = kPanelColumns * p.k_pad, a_step = rows * 64;
+  const int64_t panels = std::min<int64_t>(4, (p.n_end - column + 15) / 16);
+  const int8_t* b1 = b + (panels > 1 ? panel : 0);
+  const int8_t* b2 = b + (panels > 2 ? 2 * panel : 0);
+  const int8_t* b3 = b + (panels > 3 ? 3 * panel : 0);
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  for (int64_t k = 0; k < panel; k += kTile, a += a_step) {
+    tile_load<4>(a, 64);
+    tile_load<5>(b + k, 64);
+    tile_dp<0, 4, 5>();
+    tile_load<6>(b1 + k, 64);
+    tile_dp<1, 4, 6>();
+    tile_load<7>(b2 + k, 64);
+    tile_dp<2, 4, 7>();
+    tile_load<5>(b3 + k, 64);
+    tile_dp<3, 4, 5>();
+  }
+  alignas(64) int32_t sums[16 * 64];
+  tile_store<0>(sums, 256);
+  tile_store<1>(sums + 16, 256);
+  tile_store<2>(sums + 32, 256);
+  tile_store<3>(sums + 48, 256);
+  epilogue<Avx512Vec>(p, sums, 64, row, rows, column, std::min<int64_t>(64, p.n_end - column));
+}
+
+// 16 < rows <= 32, 2 panels: C in tiles 0-3, A in 4, 5, B in 6, 7.
+void block_2x2(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t column) {
+  const int8_t* a0 = p.a + row * p.k_pad;
+  const int8_t* a1 = a0 + 16 * p.k_pad;
+  const int8_t* b0 = p.panels + column * p.k_pad;
+  const int64_t panel = kPanelColumns * p.k_pad, a1_step = (rows - 16) * 64;
+  const int8_t* b1 = b0 + (p.n_end - column > 16 ? panel : 0);
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  for (int64_t k = 0; k < panel; k += kTile, a1 += a1_step) {
+    tile_load<6>(b0 + k, 64);
+    tile_load<4>(a0 + k, 64);
+    tile_dp<0, 4, 6>();
+    tile_load<7>(b1 + k, 64);
+    tile_dp<1, 4, 7>();
+    tile_load<5>(a1, 64);
+    tile_dp<2, 5, 6>();
+    tile_dp<3, 5, 7>();
+  }
+  alignas(64) int32_t sums[32 * 32];
+  tile_store<0>(sums, 128);
+  tile_store<1>(sums + 16, 128);
+  tile_store<2>(sums + 16 * 32, 128);
+  tile_store<3>(sums + 16 * 32 + 16, 128);
+  epilogue<Avx512Vec>(p, sums, 32, row, rows, column, std::min<int64_t>(32, p.n_end - column));
+}
+
+// 32 < rows <= 48, 1 panel: C in tiles 0-2, A in 3-5, B in 6.
+void block_3x1(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t column) {
+  const int8_t* a0 = p.a + row * p.k_pad;
+  const int8_t* a1 = a0 + 16 * p.k_pad;
+  const int8_t* a2 = a1 + 16 * p.k_pad;
+  const int8_t* b = p.panels + column * p.k_pad;
+  const int64_t panel = kPanelColumns * p.k_pad, a2_step = (rows - 32) * 64;
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  for (int64_t k = 0; k < panel; k += kTile, a2 += a2_step) {
+    tile_load<6>(b + k, 64);
+    tile_load<3>(a0 + k, 64);
+    tile_dp<0, 3, 6>();
+    tile_load<4>(a1 + k, 64);
+    tile_dp<1, 4, 6>();
+    tile_load<5>(a2, 64);
+    tile_dp<2, 5, 6>();
+  }
+  alignas(64) int32_t sums[48 * 16];
+  tile_store<0>(sums, 64);
+  tile_store<1>(sums + 16 * 16, 64);
+  tile_store<2>(sums + 32 * 16, 64);
+  epilogue<Avx512Vec>(p, sums, 16, row, rows, column, std::min<int64_t>(16, p.n_end - column));
+}
+
+}  // namespace
+
+void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
+  // The last block takes 1 to 48 rows: a remainder of up to 16 rows joins the 32 before it.
+  int64_t tail = p.m % 32;
+  if (tail > 0 && tail <= 16 && p.m > 32) tail += 32;
+  const int64_t main = p.m - tail;
+  Tiles tiles;
+  // Columns whose panels fit in half of the L2 cache, read once more for the tail.
+  const int64_t nc = std::max<int64_t>(64, (int64_t(1) << 19) / std::max<int64_t>(1, p.k_pad) / 64 * 64);
+  for (int64_t begin = p.n_begin; begin < p.n_end; begin += nc) {
+    const int64_t end = std::min(p.n_end, begin + nc);
+    if (main > 0) {
+      tiles.configure({16, 16, 16, 16, 16, 16, 16, 16});
+      for (int64_t n = begin; n < end; n += 32) {
+        for (int64_t m = 0; m < main; m += 32) block_2x2(p, m, 32, n);
+      }
+    }
+    const int r = int(tail % 16 == 0 ? 16 : tail % 16);
+    if (tail > 32) {
+      tiles.configure({16, 16, r, 16, 16, r, 16, 16});
+      for (int64_t n = begin; n < end; n += 16) block_3x1(p, main, tail, n);
+    } else if (tail > 16) {
+      tiles.configure({16, 16, r, r, 16, r, 16, 16});
+      for (int64_t n = begin; n < end; n += 32) block_2x2(p, main, tail, n);
+    } else if (tail > 0) {
+      tiles.configure({r, r, r, r, r, 16, 16, 16});
+      for (int64_t n = begin; n < end; n += 64) block_1x4(p, main, tail, n);
+    }
+  }
+}
+
+// One 16 x 64 by 64 x 16 product against scalar arithmetic (cpu/arch.cpp).
+bool amx_self_test() {
+  alignas(64) int8_t a[1024], b[1024];
+  alignas(64) int32_t c[256];
+  for (int i = 0; i < 1024; ++i) {
+    a[i] = int8_t(i * 37 + 11);
+    b[i] = int8_t(i * 53 + 7);
+  }
+  {
+    Tiles tiles;
+    tiles.configure({16, 16, 16, 16, 16, 16, 16, 16});
+    tile_zero<0>();
+    tile_load<1>(a, 64);
+    tile_load<2>(b, 64);
+    tile_dp<0, 1, 2>();
+    tile_store<0>(c, 64);
+  }
+  for (int m = 0; m < 16; ++m) {
+    for (int n = 0; n < 16; ++n) {
+      int32_t sum = 0;
+      for (int k = 0; k < 64; ++k) sum += a[m * 64 + k] * b[k / 4 * 64 + n * 4 + k % 4];
+      if (sum != c[m * 16 + n]) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace fastinfer::cpu

@@ -1,0 +1,29 @@
+// gemm_s8s8s32_6x16x4_avxvnni: method and layouts in x86_vnni.h.
+//
+// Registers: 6 rows x 1 panel (2 ymm) = 12 accumulators, 2 for B, 1 for the broadcast. A step of 4
+// along K is 12 vpdpbusd (6 cycles at 2 a cycle, 32 multiply-adds each) against 8 loads (4
+// cycles): bound by vpdpbusd.
+#include "cpu/gemm_s8s8s32/x86_vnni.h"
+#include "cpu/vec/avx2.h"
+
+namespace fastinfer::cpu {
+
+namespace {
+struct Ymm {
+  using reg = __m256i;
+  using Vec = Avx2Vec;
+  static constexpr int kMaxRows = 6;
+  static constexpr int panels(int mr) { return mr == 1 ? 4 : mr == 2 ? 3 : mr == 3 ? 2 : 1; }
+
+  static reg load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static void store(void* p, reg v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+  static reg broadcast(int32_t four) { return _mm256_set1_epi32(four); }
+  static reg dpbusd(reg acc, reg a_u8, reg b_s8) {
+    return _mm256_dpbusd_avx_epi32(acc, a_u8, b_s8);
+  }
+};
+}  // namespace
+
+void gemm_s8s8s32_6x16x4_avxvnni(const GemmS8S8S32& p) { vnni_gemm<Ymm>(p); }
+
+}  // namespace fastinfer::cpu

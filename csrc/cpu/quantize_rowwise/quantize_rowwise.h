@@ -1,0 +1,57 @@
+// Family quantize_rowwise: float rows to int8 rows with one scale a row (per-token).
+//
+//   a[m]     = max(max_k |x[m,k]|, 2^-118)
+//   scale[m] = a[m] / 127
+//   q[m,k]   = round_half_even(x[m,k] * (127 / a[m])),  |q| <= 127
+//
+// A row that holds NaN or Inf: scale = NaN, q = 0. The floor on a[m] keeps the scale a normal
+// number (>= 2^-125), so an all-zero row needs no branch; rows below it lose relative precision,
+// with an absolute error of at most 2^-126. The maximum is taken over the magnitude bits as
+// integers: exact, in any order, and NaN > Inf > every finite value.
+//
+// Destination layout ("A layout" of the matmul that follows): blocks of `tile_rows` rows; the
+// last block holds R = min(tile_rows, rows - first row) rows.
+//
+//   address(m, k) = q + block(m) * tile_rows * k_store + (k / 64) * R * 64
+//                     + (m % tile_rows) * 64 + k % 64
+//
+// tile_rows = 1 is plain row-major with k_store bytes a row. Bytes K <= k < k_store are written as
+// q = 0. Every byte is XORed with `flip`: 0 for int8, 0x80 for the same value + 128 as uint8.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/arch.h"
+#include "cpu/dtype.h"
+#include "cpu/export.h"
+
+namespace fastinfer::cpu {
+
+struct QuantizeRowwise {
+  const void* x;        // rows x k elements of x_dtype, unit stride along k
+  DType x_dtype;        // f32, bf16, f16
+  int64_t ldx_bytes;    // from one row of x to the next
+  int64_t rows;
+  int64_t k;
+  int64_t k_store;      // >= k; a multiple of 64 unless tile_rows == 1
+  int64_t tile_rows;    // 1 or 16
+  uint8_t flip;         // 0x00 or 0x80
+  int8_t* q;
+  float* scale;         // [rows]
+};
+
+using QuantizeRowwiseFn = void (*)(const QuantizeRowwise&);
+
+struct QuantizeRowwiseKernel {
+  const char* name;
+  Isa isa;  // the least ISA that may run it
+  QuantizeRowwiseFn run;
+};
+
+// Every kernel of this architecture, generic first, best last.
+FASTINFER_API const QuantizeRowwiseKernel* quantize_rowwise_kernels(int* count);
+
+// The best kernel that the ISA in use allows.
+FASTINFER_API const QuantizeRowwiseKernel& select_quantize_rowwise();
+
+}  // namespace fastinfer::cpu

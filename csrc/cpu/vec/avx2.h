@@ -1,0 +1,90 @@
+// Eight floats in a ymm register. Needs AVX2, FMA, F16C. See scalar.h for the interface.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/dtype.h"
+
+namespace fastinfer::cpu {
+namespace {
+
+struct Avx2Vec {
+  using F = __m256;
+  static constexpr int width = 8;
+
+  static F set1(float v) { return _mm256_set1_ps(v); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F select_lt(F a, F b, F x, F y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
+  static F pow2_shifted(F shifted) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(
+        _mm256_slli_epi32(_mm256_castps_si256(shifted), 23), _mm256_set1_epi32(0x3f800000)));
+  }
+  static F from_s32(const int32_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+
+  static F load(const float* p, int n = width) {
+    return n == width ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, lanes(n));
+  }
+  static F load(const void* p, DType dtype, int n = width) {
+    if (dtype == DType::f32) return load(static_cast<const float*>(p), n);
+    const __m128i half = load_halves(p, n);
+    return dtype == DType::bf16 ? from_bf16(half) : _mm256_cvtph_ps(half);
+  }
+  static void store(void* p, DType dtype, F v, int n = width) {
+    if (dtype == DType::f32) {
+      float* out = static_cast<float*>(p);
+      if (n == width) {
+        _mm256_storeu_ps(out, v);
+      } else {
+        _mm256_maskstore_ps(out, lanes(n), v);
+      }
+      return;
+    }
+    const __m128i half = dtype == DType::bf16
+                             ? to_bf16(v)
+                             : _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    if (n == width) {
+      _mm_storeu_si128(static_cast<__m128i*>(p), half);
+    } else {
+      alignas(16) uint16_t tail[8];
+      _mm_store_si128(reinterpret_cast<__m128i*>(tail), half);
+      std::memcpy(p, tail, size_t(n) * 2);
+    }
+  }
+
+  static __m256i lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static __m128i load_halves(const void* p, int n) {
+    if (n == width) return _mm_loadu_si128(static_cast<const __m128i*>(p));
+    alignas(16) uint16_t tail[8] = {};
+    std::memcpy(tail, p, size_t(n) * 2);
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(tail));
+  }
+  static F from_bf16(__m128i half) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static __m128i to_bf16(F v) {
+    const __m256i u = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i bits = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, is_nan), 16);
+    const __m256i packed = _mm256_packus_epi32(bits, bits);
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+  }
+};
+
+}  // namespace
+}  // namespace fastinfer::cpu

@@ -1,0 +1,77 @@
+// exp, SiLU, GELU over a `Vec` (scalar.h): fixed sequences of multiplies, adds, fused
+// multiply-adds and divisions, so the bits are the same on every ISA.
+#pragma once
+
+namespace fastinfer::cpu {
+namespace {
+
+// exp(x) = 2^n (1 + r + r^2 p(r)), n = round(x / ln 2), r = x - n ln 2 in two pieces (Cody and
+// Waite); p is a Chebyshev fit of degree 4 on |r| <= ln 2 / 2. Relative error < 1.3 * 2^-24.
+// x is clamped to [-87, 88]; NaN stays NaN.
+template <class V>
+inline typename V::F exp(typename V::F x) {
+  using F = typename V::F;
+  const F hi = V::set1(88.0f), lo = V::set1(-87.0f), magic = V::set1(12582912.0f);
+  x = V::select_lt(hi, x, hi, x);
+  x = V::select_lt(x, lo, lo, x);
+  const F shifted = V::fma(x, V::set1(1.44269504f), magic);
+  const F n = V::add(shifted, V::set1(-12582912.0f));
+  F r = V::fma(n, V::set1(-0.693145752f), x);
+  r = V::fma(n, V::set1(-1.42860677e-6f), r);
+  F p = V::set1(0.001393365440890193f);
+  p = V::fma(p, r, V::set1(0.008363182656466961f));
+  p = V::fma(p, r, V::set1(0.04166646674275398f));
+  p = V::fma(p, r, V::set1(0.16666576266288757f));
+  p = V::fma(p, r, V::set1(0.5f));
+  p = V::fma(p, r, V::set1(1.0f));
+  p = V::fma(p, r, V::set1(1.0f));
+  return V::mul(p, V::pow2_shifted(shifted));
+}
+
+// x / (1 + exp(-x))
+template <class V>
+inline typename V::F silu(typename V::F x) {
+  return V::div(x, V::add(V::set1(1.0f), exp<V>(V::mul(x, V::set1(-1.0f)))));
+}
+
+// 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)),  u = sqrt(2/pi) (x + 0.044715 x^3)
+template <class V>
+inline typename V::F gelu_tanh(typename V::F x) {
+  const typename V::F minus_2u = V::mul(
+      x, V::fma(V::mul(x, x), V::set1(-0.0713548162726f), V::set1(-1.59576912161f)));
+  return V::div(x, V::add(V::set1(1.0f), exp<V>(minus_2u)));
+}
+
+// x Phi(x). Phi(x) - 1/2 = x P(x^2) / Q(x^2), a rational minimax fit (degrees 5 and 5 in x^2) on
+// |x| <= 5.5, error 0.12 * 2^-24 before rounding; the fit gives exactly -1/2 and 1/2 at the ends,
+// where x is clamped. |error| <= 4 |x| 2^-24.
+template <class V>
+inline typename V::F gelu_erf(typename V::F x) {
+  using F = typename V::F;
+  const F hi = V::set1(5.5f), lo = V::set1(-5.5f);
+  F c = V::select_lt(hi, x, hi, x);
+  c = V::select_lt(c, lo, lo, c);
+  const F t = V::mul(c, c);
+  F p = V::set1(2.2749432559976412e-08f), q = V::set1(1.1975001825703657e-06f);
+  p = V::fma(p, t, V::set1(6.352041509671835e-06f));
+  q = V::fma(q, t, V::set1(7.36458387109451e-05f));
+  p = V::fma(p, t, V::set1(0.0001688212651060894f));
+  q = V::fma(q, t, V::set1(0.0018844204023480415f));
+  p = V::fma(p, t, V::set1(0.004677233751863241f));
+  q = V::fma(q, t, V::set1(0.028645643964409828f));
+  p = V::fma(p, t, V::set1(0.033852264285087585f));
+  q = V::fma(q, t, V::set1(0.25152096152305603f));
+  p = V::fma(p, t, V::set1(0.398942232131958f));
+  q = V::fma(q, t, V::set1(1.0f));
+  const F phi = V::add(V::div(V::mul(c, p), q), V::set1(0.5f));
+  return V::mul(x, phi);
+}
+
+// max(x, 0); NaN stays NaN, -0 stays -0.
+template <class V>
+inline typename V::F relu(typename V::F x) {
+  return V::select_lt(x, V::set1(0.0f), V::set1(0.0f), x);
+}
+
+}  // namespace
+}  // namespace fastinfer::cpu

@@ -1,0 +1,85 @@
+// One float at a time: the reference that every vector type must match bit for bit.
+// A `Vec` type offers the static functions below; cpu/vec/math.h and the epilogue are written once
+// over them. Each ISA file includes one of these headers; the anonymous namespace keeps the code
+// inside that file.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/dtype.h"
+
+namespace fastinfer::cpu {
+namespace {
+
+struct ScalarVec {
+  using F = float;
+  static constexpr int width = 1;
+
+  static F set1(float v) { return v; }
+  static F add(F a, F b) { return a + b; }
+  static F mul(F a, F b) { return a * b; }
+  static F div(F a, F b) { return a / b; }
+  static F fma(F a, F b, F c) { return std::fma(a, b, c); }
+  // a < b ? x : y, lane by lane; false where a or b is NaN.
+  static F select_lt(F a, F b, F x, F y) { return a < b ? x : y; }
+  // 2^n for shifted = n + 1.5 * 2^23, n in [-126, 127].
+  static F pow2_shifted(F shifted) { return from_bits((to_bits(shifted) << 23) + 0x3f800000u); }
+  static F from_s32(const int32_t* p) { return float(*p); }
+
+  // The first n (<= width) elements at p; lanes past n are unspecified.
+  static F load(const float* p, int = 1) { return *p; }
+  static F load(const void* p, DType dtype, int = 1) {
+    if (dtype == DType::f32) return *static_cast<const float*>(p);
+    uint16_t half;
+    std::memcpy(&half, p, 2);
+    return dtype == DType::bf16 ? from_bits(uint32_t(half) << 16) : from_f16(half);
+  }
+  // Rounds to nearest even; a NaN stays a NaN.
+  static void store(void* p, DType dtype, F v, int = 1) {
+    if (dtype == DType::f32) {
+      std::memcpy(p, &v, 4);
+      return;
+    }
+    const uint16_t half = dtype == DType::bf16 ? to_bf16(v) : to_f16(v);
+    std::memcpy(p, &half, 2);
+  }
+
+  static uint32_t to_bits(float v) {
+    uint32_t u;
+    std::memcpy(&u, &v, 4);
+    return u;
+  }
+  static float from_bits(uint32_t u) {
+    float v;
+    std::memcpy(&v, &u, 4);
+    return v;
+  }
+  static uint16_t to_bf16(float v) {
+    const uint32_t u = to_bits(v);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return uint16_t(u >> 16 | 0x40);
+    return uint16_t((u + 0x7fffu + (u >> 16 & 1)) >> 16);
+  }
+  static float from_f16(uint16_t h) {
+    const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fffu;
+    if (magnitude >= 0x7c00) {  // Inf, NaN (made quiet, as the conversion instructions do)
+      return from_bits(sign | 0x7f800000u | magnitude << 13 | (magnitude > 0x7c00 ? 0x400000u : 0));
+    }
+    if (magnitude >= 0x400) return from_bits(sign | ((magnitude << 13) + 0x38000000u));
+    return from_bits(sign | to_bits(float(magnitude) * 0x1p-24f));  // zero, subnormal: exact
+  }
+  static uint16_t to_f16(float v) {
+    const uint32_t u = to_bits(v), magnitude = u & 0x7fffffffu;
+    const uint16_t sign = uint16_t(u >> 16 & 0x8000);
+    if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00 | (magnitude >> 13 & 0x3ff));
+    if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00);  // rounds past 65504
+    if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 rounds at 2^-24, ties to even
+      return uint16_t(sign | (to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000u));
+    }
+    return uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13));
+  }
+};
+
+}  // namespace
+}  // namespace fastinfer::cpu

@@ -1,0 +1,12 @@
+// Every schema of torch.ops.fastinfer, once. Implementations: <op>_cpu.cpp; shapes for tracing:
+// python/fastinfer/ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastinfer, m) {
+  m.def(
+      "linear_w8a8(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? bias=None, "
+      "str activation=\"none\", Tensor? residual=None, ScalarType? out_dtype=None) -> Tensor");
+  m.def("quantize_rowwise(Tensor x) -> (Tensor q, Tensor scale)");
+  m.def("pack_w8(Tensor w) -> Tensor");
+  m.def("unpack_w8(Tensor w_packed, SymInt n, SymInt k) -> Tensor");
+}

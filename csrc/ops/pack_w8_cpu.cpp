@@ -1,0 +1,42 @@
+// fastinfer::pack_w8, fastinfer::unpack_w8: int8 [N, K] <-> the packed layout of CPUs.
+#include "cpu/gemm_s8s8s32/pack.h"
+#include "ops/tensor.h"
+
+namespace fastinfer::ops {
+namespace {
+
+Tensor pack_w8(const Tensor& w) {
+  check_cpu("pack_w8", "w", w);
+  STD_TORCH_CHECK(w.scalar_type() == ScalarType::Char, "pack_w8: w has dtype ",
+                  dtype_text(w.scalar_type()), ", want int8");
+  STD_TORCH_CHECK(w.dim() == 2, "pack_w8: w has shape ", shape_text(w), ", want [N, K]");
+  STD_TORCH_CHECK(w.size(1) <= cpu::kMaxK, "pack_w8: w has K = ", w.size(1), ", want at most ",
+                  cpu::kMaxK, " (int32 sums stay exact up to there)");
+  const Tensor rows = torch::stable::contiguous(w);
+  const int64_t n = w.size(0), k = w.size(1);
+  Tensor packed = empty({cpu::packed_bytes(n, k)}, ScalarType::Byte);
+  cpu::pack_w8(static_cast<const int8_t*>(rows.const_data_ptr()), n, k,
+               static_cast<uint8_t*>(packed.mutable_data_ptr()));
+  return packed;
+}
+
+Tensor unpack_w8(const Tensor& w_packed, int64_t n, int64_t k) {
+  check_vector("unpack_w8", "w_packed", w_packed, ScalarType::Byte, -1);
+  cpu::PackedWeight weight;
+  const char* wrong = cpu::open_packed(w_packed.const_data_ptr(), w_packed.numel(), &weight);
+  STD_TORCH_CHECK(wrong == nullptr, "unpack_w8: w_packed: ", wrong);
+  STD_TORCH_CHECK(weight.n == n && weight.k == k, "unpack_w8: w_packed holds [", weight.n, ", ",
+                  weight.k, "], want [n, k] = [", n, ", ", k, "]");
+  Tensor w = empty({n, k}, ScalarType::Char);
+  cpu::unpack_w8(weight, static_cast<int8_t*>(w.mutable_data_ptr()));
+  return w;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) {
+  m.impl("pack_w8", TORCH_BOX(&pack_w8));
+  m.impl("unpack_w8", TORCH_BOX(&unpack_w8));
+}
+
+}  // namespace fastinfer::ops

@@ -1,0 +1,118 @@
+// What every operator needs of its tensor arguments: checks, rows, allocation, threads.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/dtype.h"
+
+namespace fastinfer::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_text(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + "]";
+}
+
+inline const char* dtype_text(ScalarType dtype) {
+  return torch::headeronly::toString(dtype);
+}
+
+inline std::optional<cpu::DType> float_dtype(ScalarType dtype) {
+  if (dtype == ScalarType::Float) return cpu::DType::f32;
+  if (dtype == ScalarType::BFloat16) return cpu::DType::bf16;
+  if (dtype == ScalarType::Half) return cpu::DType::f16;
+  return std::nullopt;
+}
+
+inline cpu::DType check_float(const char* op, const char* name, ScalarType dtype) {
+  const auto found = float_dtype(dtype);
+  STD_TORCH_CHECK(found, op, ": ", name, " has dtype ", dtype_text(dtype),
+                  ", want float32, bfloat16 or float16");
+  return *found;
+}
+
+inline void check_cpu(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU, want every tensor there");
+}
+
+// A contiguous CPU vector of `n` elements of `dtype` (n < 0: any length).
+inline void check_vector(const char* op, const char* name, const Tensor& t, ScalarType dtype,
+                         int64_t n) {
+  check_cpu(op, name, t);
+  STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " has dtype ",
+                  dtype_text(t.scalar_type()), ", want ", dtype_text(dtype));
+  STD_TORCH_CHECK(t.dim() == 1 && (n < 0 || t.size(0) == n), op, ": ", name, " has shape ",
+                  shape_text(t), ", want ", n < 0 ? std::string("one dimension")
+                                                  : "[" + std::to_string(n) + "]");
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " has stride ", t.stride(0),
+                  ", want a contiguous vector");
+}
+
+// A tensor [..., K] seen as M rows of unit stride with one step between rows; copied only if its
+// strides allow no such view.
+struct Rows {
+  Tensor tensor;
+  const void* data;
+  int64_t m, ld_bytes;
+
+  explicit Rows(const Tensor& t) : tensor(t) {
+    if (!has_row_step(t, &ld_bytes)) {
+      tensor = torch::stable::contiguous(t);
+      has_row_step(tensor, &ld_bytes);
+    }
+    m = 1;
+    for (int64_t i = 0; i + 1 < tensor.dim(); ++i) m *= tensor.size(i);
+    data = tensor.const_data_ptr();
+  }
+
+ private:
+  static bool has_row_step(const Tensor& t, int64_t* step_bytes) {
+    const int64_t dims = t.dim();
+    const auto sizes = t.sizes(), strides = t.strides();
+    if (sizes[dims - 1] > 1 && strides[dims - 1] != 1) return false;
+    int64_t step = 0, rows = 1;  // the step between the `rows` inner rows seen so far
+    for (int64_t i = dims - 2; i >= 0; --i) {
+      if (sizes[i] == 1) continue;
+      if (rows == 1) {
+        step = strides[i];
+      } else if (strides[i] != step * rows) {
+        return false;
+      }
+      rows *= sizes[i];
+    }
+    *step_bytes = step * int64_t(t.element_size());
+    return true;
+  }
+};
+
+// An uninitialised contiguous CPU tensor.
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  for (size_t i = sizes.size(); i-- > 0; step *= sizes[i] > 0 ? sizes[i] : 1) strides[i] = step;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// cpu::ParallelFor on torch's own pool.
+inline void parallel_for(int64_t count, void (*task)(void*, int64_t), void* context) {
+  torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(context, i);
+  });
+}
+
+}  // namespace fastinfer::ops
