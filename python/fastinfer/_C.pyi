@@ -1,0 +1,56 @@
+"""The native library: CPU features, the ISA in use, kernels by name on numpy arrays, selection."""
+
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Isa(TypedDict):
+    name: str
+    supported: bool
+    allowed: bool
+    reason: str
+
+class Kernel(TypedDict, total=False):
+    name: str
+    family: str
+    isa: str
+    supported: bool
+    mr: int
+    nr: int
+    kr: int
+    max_m: int
+
+class Selection(TypedDict):
+    gemm: str
+    quantize: str
+    mc: int
+    tasks_m: int
+    tasks_n: int
+
+class BuildInfo(TypedDict):
+    compiler: str
+    build_type: str
+    sanitize: str
+
+def isas() -> list[Isa]: ...
+def isa_in_use() -> str: ...
+def isa_cap() -> str: ...
+def force_isa(name: str) -> None: ...
+def kernels() -> list[Kernel]: ...
+def select(m: int, n: int, k: int, threads: int = 1) -> Selection: ...
+def quantize_rowwise(
+    kernel: str, x: NDArray[np.generic], dtype: str = "f32"
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]: ...
+def gemm_s8s8s32(
+    kernel: str,
+    a: NDArray[np.int8],
+    w: NDArray[np.int8],
+    a_scale: NDArray[np.float32],
+    w_scale: NDArray[np.float32],
+    bias: NDArray[np.float32] | None = None,
+    activation: int = 0,
+    residual: NDArray[np.generic] | None = None,
+    out_dtype: str = "f32",
+) -> NDArray[np.generic]: ...
+def build_info() -> BuildInfo: ...

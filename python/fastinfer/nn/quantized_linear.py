@@ -1,0 +1,251 @@
+"""QuantizedLinear: an nn.Linear with an int8 weight, and the way from one to the other."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastinfer import ops
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_linear_w8a8 = torch.ops.fastinfer.linear_w8a8.default
+
+
+class QuantizedLinear(nn.Module):
+    """``y = x @ W.T + bias`` with an int8 weight and rows of ``x`` quantised as they come.
+
+    Takes the place of a trained :class:`torch.nn.Linear` for inference. The output has the dtype
+    of ``x``. Its state is three buffers, which no cast of the module changes (``.half()``,
+    ``.to(torch.bfloat16)``; moves to a device do):
+
+    * ``weight_packed``: uint8 vector, see :func:`fastinfer.ops.pack_w8`;
+    * ``weight_scale``: float32 ``[out_features]``;
+    * ``bias``: float32 ``[out_features]``, or None.
+
+    The constructor makes an empty layer for :meth:`load_state_dict`; until then a call of it is an
+    error. :meth:`from_linear` makes one from a trained layer.
+
+    Args:
+        in_features: K, at most 131071.
+        out_features: N.
+        bias: whether the layer has a bias.
+        device: where the buffers live.
+
+    Raises:
+        ValueError: ``in_features`` is too large for exact int32 sums, or a size is negative.
+    """
+
+    weight_packed: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= in_features <= ops.MAX_K:
+            raise ValueError(
+                f"QuantizedLinear: in_features is {in_features}, want 0 to {ops.MAX_K} "
+                "(int32 sums stay exact up to there)"
+            )
+        if out_features < 0:
+            raise ValueError(f"QuantizedLinear: out_features is {out_features}, want >= 0")
+        self.in_features = in_features
+        self.out_features = out_features
+        # Zeros carry no header, so an empty layer cannot pass for a filled one.
+        packed = torch.zeros(
+            ops.packed_bytes(out_features, in_features), dtype=torch.uint8, device=device
+        )
+        scale = torch.zeros(out_features, dtype=torch.float32, device=device)
+        self.register_buffer("weight_packed", packed)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("bias", torch.zeros_like(scale) if bias else None)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Self:
+        """Quantises a trained layer: symmetric int8, one scale an output channel.
+
+        With ``a[n] = max(max_k |W[n, k]|, 2**-118)``, in float32: ``scale[n] = a[n] / 127`` and
+        ``w[n, k] = round_half_even(W[n, k] * (127 / a[n]))``. A layer on the meta device gives an
+        empty one there.
+
+        Args:
+            linear: weight ``[N, K]`` float32, bfloat16 or float16, bias ``[N]`` or None.
+
+        Raises:
+            TypeError: the weight has another dtype.
+            ValueError: the weight holds NaN or Inf, or K > 131071.
+        """
+        weight, bias = linear.weight.detach(), linear.bias
+        if weight.dtype not in _FLOATS:
+            raise TypeError(f"from_linear: weight has dtype {weight.dtype}, want one of {_FLOATS}")
+        layer = cls(linear.in_features, linear.out_features, bias is not None, device="meta")
+        layer.train(linear.training)
+        if weight.is_meta:
+            return layer
+        quantized, scale = ops.quantize_rowwise(weight)
+        if scale.isnan().any():
+            row = int(scale.isnan().nonzero()[0])
+            raise ValueError(
+                f"from_linear: weight holds NaN or Inf (first in row {row}), want finite values"
+            )
+        layer.weight_packed = ops.pack_w8(quantized)
+        layer.weight_scale = scale
+        if bias is not None:
+            layer.bias = bias.detach().to(torch.float32, copy=True)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` float32, bfloat16 or float16 -> ``[..., out_features]``.
+
+        Raises:
+            RuntimeError: in training mode, if ``x`` requires a gradient: the layer has none.
+            TypeError, ValueError: as :func:`fastinfer.ops.linear_w8a8`.
+        """
+        if self.training and torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError(
+                "QuantizedLinear: x requires a gradient and the layer is in training mode, but it "
+                "is for inference only: call model.eval(), or run under torch.inference_mode()"
+            )
+        buffers = self._buffers  # a third of the cost of three attributes of a Module
+        packed, scale, bias = buffers["weight_packed"], buffers["weight_scale"], buffers["bias"]
+        try:
+            return _linear_w8a8(x, packed, scale, bias)
+        except (RuntimeError, TypeError):
+            self._explain(x)
+            raise
+
+    def _explain(self, x: Tensor) -> None:
+        """Raises what is wrong with a call that the operator refused."""
+        if isinstance(x, Tensor) and (x.dim() == 0 or x.shape[-1] != self.in_features):
+            raise ValueError(
+                f"QuantizedLinear: x has shape {list(x.shape)}, want [..., {self.in_features}]"
+            )
+        if not self.weight_packed.is_meta and not self.weight_packed[:8].any():
+            raise ValueError(
+                "QuantizedLinear: the layer is empty, want weights: load a state_dict into it"
+            )
+        ops.linear_w8a8(x, self.weight_packed, self.weight_scale, self.bias)
+
+    def dequantize(self) -> Tensor:
+        """The weight as the layer uses it: float32 ``[out_features, in_features]``, a new tensor.
+
+        Raises:
+            ValueError: the layer is empty.
+        """
+        weight = ops.unpack_w8(self.weight_packed, self.out_features, self.in_features)
+        return weight * self.weight_scale[:, None]
+
+    @property
+    def weight(self) -> Tensor:
+        """:meth:`dequantize`, for code that reads the weight of a layer: costly, and read-only."""
+        return self.dequantize()
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, scheme=w8a8"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Lets moves through and keeps the dtypes: rounded scales would change the results."""
+
+        def move(t: Tensor) -> Tensor:
+            moved = fn(t)
+            return moved if moved.dtype == t.dtype else t.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        problem = self._why_not_loadable(state_dict, prefix)
+        if problem is not None:  # refused as a whole, strict or not
+            error_msgs.append(problem)
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _why_not_loadable(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+        if f"{prefix}weight" in state_dict:
+            return (
+                f"{prefix}weight is the weight of a float layer, want {prefix}weight_packed and "
+                f"{prefix}weight_scale: load the checkpoint into the float model first, then "
+                "quantise that"
+            )
+        packed = state_dict.get(f"{prefix}weight_packed")
+        scale = state_dict.get(f"{prefix}weight_scale")
+        bias = state_dict.get(f"{prefix}bias")
+        if packed is None and scale is None:
+            return None
+        if packed is None or scale is None:
+            missing = "weight_packed" if packed is None else "weight_scale"
+            return f"{prefix}{missing} is missing, want it beside its partner"
+        if scale.shape != (self.out_features,):
+            return f"{prefix}weight_scale has shape {list(scale.shape)}, want [{self.out_features}]"
+        try:  # the operator checks its weight, and no rows cost nothing
+            rows = torch.empty(0, self.in_features, device=packed.device)
+            ops.linear_w8a8(rows, packed, scale, bias)
+        except (TypeError, ValueError) as error:
+            return f"{prefix}weight_packed, {prefix}weight_scale, {prefix}bias: {error}"
+        return None
+
+
+def why_not_quantizable(module: nn.Module) -> str | None:
+    """Why :func:`quantize_linear` refuses ``module``, as a sentence, or None if it does not."""
+    if type(module) is not nn.Linear:
+        if isinstance(module, nn.Linear):
+            return f"it is a {type(module).__name__}, a subclass of nn.Linear"
+        return f"it is a {type(module).__name__}, not an nn.Linear"
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    if any(hooks):
+        return "it has hooks"
+    if type(module.weight) is not nn.Parameter:
+        return f"its weight is a {type(module.weight).__name__}, not a plain parameter"
+    if module.weight.dtype not in _FLOATS:
+        return f"its weight has dtype {module.weight.dtype}, not float32, bfloat16 or float16"
+    if module.in_features > ops.MAX_K:
+        return f"its K = {module.in_features} is above {ops.MAX_K}"
+    return None
+
+
+def quantize_linear(linear: nn.Linear) -> QuantizedLinear:
+    """An int8 layer in place of a trained ``linear``, which stays as it is.
+
+    Args:
+        linear: exactly an :class:`torch.nn.Linear`, float32, bfloat16 or float16. Subclasses,
+            parametrised and hooked layers may compute something else, so they are refused.
+
+    Returns:
+        The layer, in the same training mode. See :meth:`QuantizedLinear.from_linear`.
+
+    Raises:
+        TypeError: ``linear`` is not such a layer; the message says why.
+        ValueError: the weight holds NaN or Inf, or K > 131071.
+    """
+    if isinstance(linear, nn.Linear) and linear.in_features > ops.MAX_K:
+        raise ValueError(
+            f"quantize_linear: linear has K = {linear.in_features}, want at most {ops.MAX_K}"
+        )
+    reason = why_not_quantizable(linear)
+    if reason is not None:
+        raise TypeError(f"quantize_linear: linear: {reason}; want a plain float nn.Linear")
+    return QuantizedLinear.from_linear(linear)
