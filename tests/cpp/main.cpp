@@ -1,0 +1,49 @@
+// Runs the C++ tests. Lines for scripts:
+//   isa <name> in use                          the best instruction set that selection may take
+//   isa <name> supported | not supported: why
+//   row <kernel> <isa> ran | skipped: why
+// An argument runs one part: arch, vec, gemm, quantize, pack, linear.
+#include <cstdio>
+#include <cstring>
+
+#include "check.h"
+#include "cpu/arch.h"
+
+int main(int argc, char** argv) {
+  using namespace fastinfer;
+  if (*cpu::isa_env_error() != '\0') {
+    std::fprintf(stderr, "%s\n", cpu::isa_env_error());
+    return 2;
+  }
+  for (int i = 0; i < cpu::kIsaCount; ++i) {
+    const auto isa = cpu::Isa(i);
+    const char* reason = cpu::isa_reason(isa);
+    std::printf("isa %s %s%s\n", cpu::isa_name(isa),
+                cpu::isa_supported(isa) ? "supported" : "not supported: ", reason);
+  }
+  std::printf("isa %s in use\n", cpu::isa_name(cpu::isa_in_use()));
+
+  const struct {
+    const char* name;
+    void (*run)();
+  } parts[] = {{"arch", test::test_arch},
+               {"vec", test::test_vec},
+               {"gemm", test::test_gemm_s8s8s32},
+               {"quantize", test::test_quantize_rowwise},
+               {"pack", test::test_pack},
+               {"linear", test::test_linear}};
+  bool found = argc < 2;
+  for (const auto& part : parts) {
+    if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;
+    found = true;
+    part.run();
+  }
+  if (!found) {
+    std::fprintf(stderr, "part: got \"%s\", want arch, vec, gemm, quantize, pack or linear\n",
+                 argv[1]);
+    return 2;
+  }
+  const test::Results& r = test::results();
+  std::printf("%d passed, %d failed\n", r.groups_passed, r.groups_failed);
+  return r.groups_failed == 0 ? 0 : 1;
+}

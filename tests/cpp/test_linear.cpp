@@ -1,0 +1,172 @@
+// The driver linear_w8a8: right against double, and the same bits on every ISA, thread count and
+// split of the batch, also when several threads call it at once.
+#include <cmath>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "cpu/gemm_s8s8s32/linear.h"
+#include "guard.h"
+#include "reference.h"
+
+namespace fastinfer::test {
+
+using namespace cpu;
+
+namespace {
+
+void serial(int64_t count, void (*task)(void*, int64_t), void* context) {
+  for (int64_t i = 0; i < count; ++i) task(context, i);
+}
+
+void threaded(int64_t count, void (*task)(void*, int64_t), void* context) {
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < count; ++i) threads.emplace_back(task, context, i);
+  for (std::thread& thread : threads) thread.join();
+}
+
+struct Linear {
+  int64_t m, n, k;
+  DType dtype;
+  std::vector<uint8_t> x, residual;
+  std::vector<int8_t> w;
+  std::vector<float> w_scale, bias;
+  std::vector<uint8_t> packed;
+
+  Linear(uint64_t seed, int64_t m_, int64_t n_, int64_t k_, DType dtype_)
+      : m(m_), n(n_), k(k_), dtype(dtype_), w(size_t(n * k)), packed(size_t(packed_bytes(n, k))) {
+    Random random(seed);
+    x = random_elements(random, m * k, dtype);
+    residual = random_elements(random, m * n, dtype);
+    for (int8_t& v : w) v = random.byte();
+    for (int64_t i = 0; i < n; ++i) w_scale.push_back((random.unit() + 1.5f) * 0x1p-7f);
+    for (int64_t i = 0; i < n; ++i) bias.push_back(random.unit());
+    pack_w8(w.data(), n, k, packed.data());
+  }
+
+  // Rows [begin, end) of the output.
+  std::vector<uint8_t> run(int threads, ParallelFor parallel_for, int64_t begin, int64_t end,
+                           Activation activation, bool with_residual) const {
+    const int64_t size = size_of(dtype);
+    std::vector<uint8_t> out(size_t((end - begin) * n * size));
+    LinearW8A8 p{};
+    p.x = x.data() + begin * k * size;
+    p.x_dtype = p.out_dtype = dtype;
+    p.ldx_bytes = k * size;
+    p.m = end - begin;
+    CHECK(open_packed(packed.data(), int64_t(packed.size()), &p.weight) == nullptr);
+    p.w_scale = w_scale.data();
+    p.bias = bias.data();
+    p.activation = activation;
+    p.residual = with_residual ? residual.data() + begin * n * size : nullptr;
+    p.residual_ld_bytes = p.out_ld_bytes = n * size;
+    p.out = out.data();
+    CHECK(linear_w8a8(p, threads, parallel_for));
+    return out;
+  }
+  std::vector<uint8_t> run(int threads, ParallelFor parallel_for) const {
+    return run(threads, parallel_for, 0, m, Activation::gelu, true);
+  }
+};
+
+// Without activation or residual the float path rounds float(acc), the product with b_scale and
+// the fused multiply-add: at most 2^-24 each of the product and, for the last, of the result.
+void check_against_double() {
+  for (int64_t m : {1, 7, 40}) {
+    const Linear linear(uint64_t(m), m, 33, 150, DType::f32);
+    const auto out = linear.run(1, serial, 0, m, Activation::none, false);
+    bool close = true;
+    for (int64_t i = 0; i < m; ++i) {
+      const float* x = reinterpret_cast<const float*>(linear.x.data()) + i * linear.k;
+      float most = 0x1p-118f;
+      for (int64_t j = 0; j < linear.k; ++j) most = std::fmax(most, std::fabs(x[j]));
+      for (int64_t c = 0; c < linear.n; ++c) {
+        int64_t sum = 0;
+        for (int64_t j = 0; j < linear.k; ++j) {
+          sum += int64_t(std::nearbyint(x[j] * (127.0f / most))) *
+                 linear.w[size_t(c * linear.k + j)];
+        }
+        const double product = double(sum) * double(most / 127.0f) * linear.w_scale[size_t(c)];
+        const double want = product + linear.bias[size_t(c)];
+        const double got = reinterpret_cast<const float*>(out.data())[i * linear.n + c];
+        close = close && std::fabs(got - want) <= 0x1p-24 * (2 * std::fabs(product) * (1 + 0x1p-20) +
+                                                             std::fabs(want) * (1 + 0x1p-20));
+      }
+    }
+    CHECK(close);
+  }
+}
+
+void check_same_bits() {
+  const std::string before = isa_cap();
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (int64_t m : {1, 2, 9, 33, 100}) {
+      for (int64_t n : {16, 49, 200}) {
+        const Linear linear(uint64_t(m * n), m, n, 100, dtype);
+        set_isa_cap("generic");
+        const auto want = linear.run(1, serial);
+        for (int i = 0; i < kIsaCount; ++i) {
+          set_isa_cap(before.c_str());
+          if (!isa_allowed(Isa(i))) continue;
+          set_isa_cap(isa_name(Isa(i)));
+          results().context = std::string("linear: ") + isa_name(Isa(i)) +
+                              " m=" + std::to_string(m) + " n=" + std::to_string(n);
+          for (int threads : {1, 2, 3, 8}) {
+            CHECK(linear.run(threads, serial) == want);
+            CHECK(linear.run(threads, threaded) == want);
+          }
+          std::vector<uint8_t> parts;
+          for (int64_t begin = 0; begin < m; begin += 5) {
+            const auto part = linear.run(2, serial, begin, std::min(m, begin + 5),
+                                         Activation::gelu, true);
+            parts.insert(parts.end(), part.begin(), part.end());
+          }
+          CHECK(parts == want);
+        }
+      }
+    }
+  }
+  set_isa_cap(before.c_str());
+}
+
+// Big enough that the plan has more than one task and more than one chunk of rows.
+void check_many_tasks() {
+  const Linear linear(8, 600, 1000, 300, DType::f32);
+  const auto want = linear.run(1, serial);
+  PackedWeight weight;
+  open_packed(linear.packed.data(), int64_t(linear.packed.size()), &weight);
+  const LinearPlan plan = plan_linear(linear.m, linear.n, weight.k_pad, 8);
+  CHECK(isa_in_use() == Isa::amx || plan.tasks_m * plan.tasks_n > 1);
+  for (int threads : {2, 3, 8}) CHECK(linear.run(threads, threaded) == want);
+  std::vector<std::thread> callers;
+  std::vector<std::vector<uint8_t>> got(4);
+  for (auto& out : got) {
+    callers.emplace_back([&out, &linear] { out = linear.run(2, threaded); });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (const auto& out : got) CHECK(out == want);
+}
+
+void check_empty() {
+  const Linear linear(9, 4, 8, 0, DType::f32);
+  const auto out = linear.run(2, threaded, 0, 4, Activation::none, false);
+  bool bias = true;
+  for (size_t i = 0; i < 32; ++i) {
+    bias = bias && reinterpret_cast<const float*>(out.data())[i] == linear.bias[i % 8];
+  }
+  CHECK(bias);  // K = 0: the bias
+  CHECK(linear.run(2, threaded, 0, 0, Activation::none, false).empty());
+}
+
+}  // namespace
+
+void test_linear() {
+  group("linear: against double", check_against_double);
+  group("linear: same bits on every ISA, thread count and split", check_same_bits);
+  group("linear: many tasks, several callers", check_many_tasks);
+  group("linear: K = 0, M = 0", check_empty);
+}
+
+}  // namespace fastinfer::test
