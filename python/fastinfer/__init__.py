@@ -3,13 +3,24 @@
 from importlib.metadata import version
 
 from fastinfer import nn, ops
+from fastinfer.compare import Comparison, compare
+from fastinfer.config import Int8Dynamic
+from fastinfer.info import show_config
 from fastinfer.nn import quantize_linear
+from fastinfer.quantize import quantize_
+from fastinfer.summary import Summary
 
 __version__ = version("fastinfer")
 
 __all__ = [
+    "Comparison",
+    "Int8Dynamic",
+    "Summary",
     "__version__",
+    "compare",
     "nn",
     "ops",
+    "quantize_",
     "quantize_linear",
+    "show_config",
 ]

@@ -1,0 +1,103 @@
+"""Which layers of a model `quantize_` may replace, and why not the others."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fastinfer.nn import QuantizedLinear, why_not_quantizable
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+
+@dataclass
+class Layer:
+    """A linear module, every place in the model where it stands, and why it stays (or None)."""
+
+    module: Any  # nn.Linear, a subclass of it, or QuantizedLinear; plain nn.Linear if no reason
+    names: list[str] = field(default_factory=list)
+    places: list[tuple[nn.Module, str]] = field(default_factory=list)  # (parent, attribute)
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+def find_layers(model: nn.Module, filter_fn: FilterFn | None) -> list[Layer]:
+    """Every linear module below `model`, in the model's order, each once, with its reason."""
+    layers: dict[int, Layer] = {}
+    for prefix, parent in model.named_modules():
+        for attribute, child in parent._modules.items():  # named_children() hides repetitions
+            if isinstance(child, nn.Linear | QuantizedLinear):
+                layer = layers.setdefault(id(child), Layer(child))
+                layer.names.append(f"{prefix}.{attribute}" if prefix else attribute)
+                layer.places.append((parent, attribute))
+    for layer in layers.values():
+        layer.reason = _why_left(layer, filter_fn)
+    return list(layers.values())
+
+
+def group_tied(model: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
+    """The layers without a reason, those that share a weight together.
+
+    A group is quantised as a whole or not at all, so that tied weights stay tied. A layer whose
+    weight is also held by a module that stays float (an nn.Embedding, as in many language models;
+    a layer that is left) gets that as its reason: quantising it would add an int8 copy to a float
+    weight that must stay.
+    """
+    groups: dict[int, list[Layer]] = {}
+    for layer in layers:
+        if layer.reason is None:
+            groups.setdefault(layer.module.weight.data_ptr(), []).append(layer)
+    owners = _owners(model)
+    for address, group in groups.items():
+        if address == 0:  # an empty weight is tied to nothing
+            continue
+        members = {id(layer.module) for layer in group}
+        weights = {(layer.module.weight.shape, layer.module.weight.stride()) for layer in group}
+        outsiders = [name for name, module in owners[address] if id(module) not in members]
+        for layer in group:
+            if outsiders:
+                layer.reason = f"its weight is tied to {outsiders[0]}"
+            elif len(weights) > 1:
+                layer.reason = "its weight is tied to another view of the same numbers"
+    tied = [group for address, group in groups.items() if address]
+    empty = [[layer] for layer in groups.get(0, [])]
+    return [group for group in tied + empty if group[0].reason is None]
+
+
+def _why_left(layer: Layer, filter_fn: FilterFn | None) -> str | None:
+    module = layer.module
+    if isinstance(module, QuantizedLinear):
+        return "it is quantised already"
+    if parametrize.is_parametrized(module):
+        return "it is parametrised (torch.nn.utils.parametrize)"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    reason = why_not_quantizable(module)
+    if reason is not None:
+        return reason
+    if filter_fn is not None and not all(filter_fn(module, name) for name in layer.names):
+        return "filter_fn left it out"
+    if module.weight.is_meta:
+        return "it is on the meta device, without values"
+    if module.weight.device.type != "cpu":
+        return f"it is on {module.weight.device}; the kernels are for the CPU"
+    if not torch.isfinite(module.weight).all():
+        return "its weight holds NaN or Inf"
+    return None
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Every module that holds a tensor at an address, with the tensor's name."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for prefix, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and not nn.parameter.is_lazy(tensor):
+                full_name = f"{prefix}.{name}" if prefix else name
+                owners.setdefault(tensor.data_ptr(), []).append((full_name, module))
+    return owners

@@ -1,0 +1,33 @@
+"""How many bytes a model's parameters and buffers take."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fastinfer.nn import QuantizedLinear
+
+
+def tensor_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers of `module` and below, shared ones once."""
+    return _distinct_bytes((*module.parameters(), *module.buffers()))
+
+
+def other_bytes(model: nn.Module) -> dict[str, int]:
+    """Bytes held by the modules that are not linear layers, by the name of their type."""
+    held: dict[str, list[Tensor]] = {}
+    for module in model.modules():
+        if not isinstance(module, nn.Linear | QuantizedLinear):
+            tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+            if tensors:
+                held.setdefault(type(module).__name__, []).extend(tensors)
+    return {kind: _distinct_bytes(tensors) for kind, tensors in held.items()}
+
+
+def _distinct_bytes(tensors: Iterable[Tensor]) -> int:
+    sizes: dict[int, int] = {}
+    for tensor in tensors:
+        if not is_lazy(tensor):
+            key = tensor.data_ptr() or id(tensor)  # meta tensors have no address
+            sizes[key] = max(sizes.get(key, 0), tensor.nbytes)
+    return sum(sizes.values())

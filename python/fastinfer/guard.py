@@ -1,0 +1,118 @@
+"""The never-slower guard: times each quantised layer beside its original, on this machine, on the
+inputs that really reach it."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastinfer.nn import QuantizedLinear
+from fastinfer.observe import call, observed
+
+# Each layer is timed for a moment as it is called, the like layers of a model in all for so long.
+_BURST_SECONDS, _BURST_FEWEST = 0.02, 3
+_SECONDS, _MOST = 0.1, 200
+
+
+@dataclass
+class Timing:
+    """Milliseconds a layer takes over all its calls in one run of the model."""
+
+    ms_before: float = 0.0
+    ms_after: float = 0.0
+    error: str | None = None  # why the quantised layer could not take an input of the float one
+
+
+def time_layers(
+    model: nn.Module, example_inputs: Any, pairs: Mapping[nn.Linear, QuantizedLinear]
+) -> dict[nn.Linear, Timing]:
+    """Runs `model` once on `example_inputs`; a layer of `pairs` that is not called has no entry.
+
+    When a layer is called, it and its quantised twin are timed there and then on that very input,
+    with the weights hot, in turns. Layers of one shape and dtype, called with inputs of one shape,
+    dtype and strides, share their samples and the median: time does not depend on the values, a
+    disturbance hits few of the samples, and like layers get like verdicts.
+    """
+    samples: dict[Hashable, _Samples] = {}
+    calls: dict[nn.Linear, Counter[Hashable]] = {}
+    errors: dict[nn.Linear, str] = {}
+
+    def time_call(linear: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x: Tensor = args[0] if args else kwargs["input"]
+        shape = (linear.weight.shape, linear.weight.dtype, linear.bias is None)
+        key = (*shape, x.shape, x.stride(), x.dtype)
+        calls.setdefault(linear, Counter())[key] += 1
+        try:
+            samples.setdefault(key, _Samples()).add(linear.forward, pairs[linear].forward, x)
+        except (RuntimeError, TypeError, ValueError) as error:
+            errors[linear] = str(error).splitlines()[0]
+
+    hooks = [m.register_forward_pre_hook(time_call, with_kwargs=True) for m in pairs]
+    try:
+        with observed(model):
+            call(model, example_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        linear: Timing(error=errors[linear])
+        if linear in errors
+        else Timing(
+            ms_before=sum(n * samples[key].ms_before for key, n in keys.items()),
+            ms_after=sum(n * samples[key].ms_after for key, n in keys.items()),
+        )
+        for linear, keys in calls.items()
+    }
+
+
+def verdict(timings: Sequence[Timing]) -> str | None:
+    """Why the layers with these timings, which stand or fall together, stay float; None to swap."""
+    if not timings:
+        return "not reached by example_inputs"
+    for timing in timings:
+        if timing.error is not None:
+            return f"int8 cannot take its input: {timing.error}"
+    before = sum(timing.ms_before for timing in timings)
+    after = sum(timing.ms_after for timing in timings)
+    return "int8 is slower here" if after > before else None
+
+
+class _Samples:
+    """Seconds of the float and the int8 layers of one kind."""
+
+    def __init__(self) -> None:
+        self.before: list[float] = []
+        self.after: list[float] = []
+        self.spent = 0.0
+
+    def add(
+        self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor], x: Tensor
+    ) -> None:
+        """Calls both in turns for a burst, unless there are samples enough."""
+        before(x), after(x)  # bring in the weights; and every layer shows that it takes x
+        if self.spent > _SECONDS or len(self.before) >= _MOST:
+            return
+        start, burst = perf_counter(), 0
+        while burst < _BURST_FEWEST or perf_counter() - start < _BURST_SECONDS:
+            self.before.append(_seconds(before, x))
+            self.after.append(_seconds(after, x))
+            burst += 1
+        self.spent += perf_counter() - start
+
+    @property
+    def ms_before(self) -> float:
+        return 1e3 * median(self.before)
+
+    @property
+    def ms_after(self) -> float:
+        return 1e3 * median(self.after)
+
+
+def _seconds(forward: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    start = perf_counter()
+    forward(x)
+    return perf_counter() - start

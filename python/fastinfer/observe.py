@@ -1,0 +1,47 @@
+"""Runs a model once to look at it, and leaves it and the process as they were."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def check_inputs(name: str, inputs: object) -> None:
+    """Raises TypeError unless `inputs` is a tensor, a tuple of arguments or a dict of them."""
+    if not isinstance(inputs, torch.Tensor | tuple | Mapping):
+        raise TypeError(
+            f"{name}: got {type(inputs).__name__}, want a tensor, a tuple of positional "
+            "arguments or a dict of keyword arguments"
+        )
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """model(tensor), model(*tuple) or model(**mapping)."""
+    if isinstance(inputs, torch.Tensor):
+        return model(inputs)
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    return model(**inputs)
+
+
+@contextmanager
+def observed(*models: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; flags, torch's random state and settings come back after.
+
+    nn.TransformerEncoder's fused path calls none of its layers and hands nested tensors to those
+    that carry hooks, so it is off inside: the layers are then called one by one and can be seen.
+    """
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module, _ in flags:
+            module.training = False  # not .eval(): a model may have overridden train()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, flag in flags:
+            module.training = flag
