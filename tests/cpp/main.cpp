@@ -26,12 +26,9 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } parts[] = {{"arch", test::test_arch},
-               {"vec", test::test_vec},
-               {"gemm", test::test_gemm_s8s8s32},
-               {"quantize", test::test_quantize_rowwise},
-               {"pack", test::test_pack},
-               {"linear", test::test_linear}};
+  } parts[] = {{"arch", test::test_arch},         {"vec", test::test_vec},
+               {"gemm", test::test_gemm_s8s8s32}, {"quantize", test::test_quantize_rowwise},
+               {"pack", test::test_pack},         {"linear", test::test_linear}};
   bool found = argc < 2;
   for (const auto& part : parts) {
     if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;

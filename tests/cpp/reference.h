@@ -69,8 +69,8 @@ inline std::vector<uint8_t> random_elements(Random& random, int64_t n, DType dty
   for (int64_t i = 0; i < n; ++i) {
     const float v = random.unit() * float(1 << random.below(4));
     const uint32_t bits = bits_of_float(v);
-    const uint16_t half = dtype == DType::bf16 ? uint16_t(bits >> 16)
-                                               : uint16_t(random.bits() & 0xbbff);  // |v| < 2
+    const uint16_t half =
+        dtype == DType::bf16 ? uint16_t(bits >> 16) : uint16_t(random.bits() & 0xbbff);  // |v| < 2
     if (dtype == DType::f32) {
       std::memcpy(&bytes[size_t(i) * 4], &bits, 4);
     } else {

@@ -19,8 +19,9 @@ void check_caps() {
     const Isa isa = Isa(i);
     results().context = std::string("arch: ") + isa_name(isa);
     CHECK(isa_supported(isa) == (*isa_reason(isa) == '\0'));
-    const bool known = (", " + isa_known_names() + ",").find(std::string(", ") + isa_name(isa) +
-                                                             ",") != std::string::npos;
+    const bool known =
+        (", " + isa_known_names() + ",").find(std::string(", ") + isa_name(isa) + ",") !=
+        std::string::npos;
     CHECK(!isa_supported(isa) || known);
     const std::string cap = isa_cap();
     CHECK(set_isa_cap(isa_name(isa)) == known);

@@ -24,8 +24,14 @@ struct Problem {
   PackedWeight weight;
 
   Problem(Random& random, int64_t m_, int64_t n_, int64_t k_, bool extremes = false)
-      : m(m_), n(n_), k(k_), k_pad(round_up(k_, kBlockK)), n_pad(round_up(n_, kPanelColumns)),
-        a(size_t(m * k)), b(size_t(n * k)), packed(size_t(packed_bytes(n, k))) {
+      : m(m_),
+        n(n_),
+        k(k_),
+        k_pad(round_up(k_, kBlockK)),
+        n_pad(round_up(n_, kPanelColumns)),
+        a(size_t(m * k)),
+        b(size_t(n * k)),
+        packed(size_t(packed_bytes(n, k))) {
     for (int8_t& v : a) v = extremes ? int8_t(-128) : random.byte();
     for (int8_t& v : b) v = extremes ? int8_t(-128) : random.byte();
     for (int64_t i = 0; i < m; ++i) a_scale.push_back((random.unit() + 1.5f) * 0x1p-8f);
@@ -244,9 +250,8 @@ void check_special_values(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kern
     for (int activation = 0; activation < kActivationCount; ++activation) {
       for (size_t i = 0; i < size_t(kColumns); ++i) {
         const uint32_t tail[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0x0fff, 0x1000, 0x1001};
-        problem.bias[i] =
-            float_of_bits(uint32_t(i % 512) << 23 | (uint32_t(random.bits()) & 0x7f0000) |
-                          tail[i / 512]);
+        problem.bias[i] = float_of_bits(uint32_t(i % 512) << 23 |
+                                        (uint32_t(random.bits()) & 0x7f0000) | tail[i / 512]);
       }
       Options options;
       options.activation = Activation(activation);

@@ -85,14 +85,15 @@ void check_against_double() {
       for (int64_t c = 0; c < linear.n; ++c) {
         int64_t sum = 0;
         for (int64_t j = 0; j < linear.k; ++j) {
-          sum += int64_t(std::nearbyint(x[j] * (127.0f / most))) *
-                 linear.w[size_t(c * linear.k + j)];
+          sum +=
+              int64_t(std::nearbyint(x[j] * (127.0f / most))) * linear.w[size_t(c * linear.k + j)];
         }
         const double product = double(sum) * double(most / 127.0f) * linear.w_scale[size_t(c)];
         const double want = product + linear.bias[size_t(c)];
         const double got = reinterpret_cast<const float*>(out.data())[i * linear.n + c];
-        close = close && std::fabs(got - want) <= 0x1p-24 * (2 * std::fabs(product) * (1 + 0x1p-20) +
-                                                             std::fabs(want) * (1 + 0x1p-20));
+        close =
+            close && std::fabs(got - want) <= 0x1p-24 * (2 * std::fabs(product) * (1 + 0x1p-20) +
+                                                         std::fabs(want) * (1 + 0x1p-20));
       }
     }
     CHECK(close);
@@ -119,8 +120,8 @@ void check_same_bits() {
           }
           std::vector<uint8_t> parts;
           for (int64_t begin = 0; begin < m; begin += 5) {
-            const auto part = linear.run(2, serial, begin, std::min(m, begin + 5),
-                                         Activation::gelu, true);
+            const auto part =
+                linear.run(2, serial, begin, std::min(m, begin + 5), Activation::gelu, true);
             parts.insert(parts.end(), part.begin(), part.end());
           }
           CHECK(parts == want);

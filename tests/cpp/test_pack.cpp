@@ -58,8 +58,17 @@ void check_mutations() {
   const auto w = random_weight(random, n, k);
   std::vector<uint8_t> good(size_t(packed_bytes(n, k)));
   pack_w8(w.data(), n, k, good.data());
-  const int64_t interesting[] = {0, -1, 1, 16, INT64_MAX, INT64_MIN, int64_t(1) << 32,
-                                 int64_t(1) << 40, kMaxK, kMaxK + 1, INT64_MAX - 15};
+  const int64_t interesting[] = {0,
+                                 -1,
+                                 1,
+                                 16,
+                                 INT64_MAX,
+                                 INT64_MIN,
+                                 int64_t(1) << 32,
+                                 int64_t(1) << 40,
+                                 kMaxK,
+                                 kMaxK + 1,
+                                 INT64_MAX - 15};
   int refused = 0, taken = 0;
   bool consistent = true;
   for (int i = 0; i < 5000; ++i) {
@@ -84,10 +93,10 @@ void check_mutations() {
       continue;
     }
     ++taken;
-    consistent = consistent && weight.n >= 0 && weight.k >= 0 && weight.k <= kMaxK &&
-                 packed_bytes(weight.n, weight.k) == block.bytes() &&
-                 weight.panels + round_up(weight.n, 16) * weight.k_pad ==
-                     block.as<int8_t>() + block.bytes();
+    consistent =
+        consistent && weight.n >= 0 && weight.k >= 0 && weight.k <= kMaxK &&
+        packed_bytes(weight.n, weight.k) == block.bytes() &&
+        weight.panels + round_up(weight.n, 16) * weight.k_pad == block.as<int8_t>() + block.bytes();
     std::vector<int8_t> out(size_t(weight.n * weight.k) + 1);
     unpack_w8(weight, out.data());
   }

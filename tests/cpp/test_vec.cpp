@@ -62,7 +62,8 @@ void check_conversions() {
     if (std::isnan(v)) {
       nan = nan && is_nan_bits(f16, DType::f16) && is_nan_bits(bf16, DType::bf16);
     } else {
-      to_f16 = to_f16 && f16 == (std::isinf(v) ? (v > 0 ? 0x7c00 : 0xfc00) : nearest_half(v, 5, 10));
+      to_f16 =
+          to_f16 && f16 == (std::isinf(v) ? (v > 0 ? 0x7c00 : 0xfc00) : nearest_half(v, 5, 10));
       to_bf16 =
           to_bf16 && bf16 == (std::isinf(v) ? (v > 0 ? 0x7f80 : 0xff80) : nearest_half(v, 8, 7));
     }
@@ -82,11 +83,11 @@ void check_math() {
     const double phi = 0.5 * std::erfc(-d / std::sqrt(2.0));
     gelu_error =
         std::fmax(gelu_error, std::fabs(cpu::gelu_erf<ScalarVec>(x) - d * phi) / magnitude);
-    silu_error = std::fmax(
-        silu_error, std::fabs(cpu::silu<ScalarVec>(x) - d / (1 + std::exp(-d))) / magnitude);
-    tanh_error = std::fmax(tanh_error, std::fabs(cpu::gelu_tanh<ScalarVec>(x) -
-                                                 0.5 * d * (1 + std::tanh(inner))) /
-                                           magnitude);
+    silu_error = std::fmax(silu_error,
+                           std::fabs(cpu::silu<ScalarVec>(x) - d / (1 + std::exp(-d))) / magnitude);
+    tanh_error = std::fmax(
+        tanh_error,
+        std::fabs(cpu::gelu_tanh<ScalarVec>(x) - 0.5 * d * (1 + std::tanh(inner))) / magnitude);
   }
   CHECK(exp_error <= 1.3 * 0x1p-24);
   CHECK(gelu_error <= 4 * 0x1p-24);

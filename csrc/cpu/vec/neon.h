@@ -22,8 +22,8 @@ struct NeonVec {
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   static F select_lt(F a, F b, F x, F y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
   static F pow2_shifted(F shifted) {
-    return vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23),
-                                           vdupq_n_u32(0x3f800000u)));
+    return vreinterpretq_f32_u32(
+        vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23), vdupq_n_u32(0x3f800000u)));
   }
   static F from_s32(const int32_t* p) { return vcvtq_f32_s32(vld1q_s32(p)); }
 

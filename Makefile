@@ -1,0 +1,102 @@
+# `make demo` and `make test` work on a fresh clone: they make .venv, build, and run.
+PYTHON ?= python3
+# The version that the tests run against; any torch >= 2.11 works. It is installed before anything
+# that depends on it, so that pip takes the build that your pip configuration offers.
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# The editable install keeps its objects here, so that one touched kernel is one compilation.
+BUILD := build/native
+NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
+CXX_FILES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+PIP_INSTALL := $(PY) -m pip install --quiet
+EDITABLE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-dir=$(BUILD) -e
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test bench lint wheel asan tsan cross native clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo native
+	$(PY) examples/minilm.py
+
+test: $(VENV)/.dev native
+	$(PY) -m pytest -q tests
+
+bench: $(VENV)/.bench native
+	$(PY) bench/linear.py
+
+lint: $(VENV)/.dev
+	ruff check .
+	ruff format --check .
+	mypy
+	clang-format --dry-run --Werror $(CXX_FILES)
+	cmake --preset dev >/dev/null
+	cmake --build --preset dev
+
+# Rebuilds what changed and puts it into the editable install.
+native: $(BUILD)/.installed
+
+$(BUILD)/.installed: $(NATIVE) | $(VENV)/.installed
+	cmake --build $(BUILD)
+	cmake --install $(BUILD) --prefix $$($(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))') >/dev/null
+	touch $@
+
+# A wheel, checked, installed beside torch alone, and tried there.
+wheel: $(VENV)/.dev
+	rm -rf dist build/wheel-env
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --config-settings=build-dir=build/wheel -w dist .
+	auditwheel show dist/fastinfer-*.whl
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet '$(TORCH)'
+	build/wheel-env/bin/python -m pip install --quiet dist/fastinfer-*.whl
+	cd build && wheel-env/bin/python ../scripts/check_wheel.py
+
+# The Python tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
+asan: $(VENV)/.dev
+	cmake --preset asan >/dev/null
+	cmake --build --preset asan
+	scripts/asan.sh
+
+# The threaded driver under ThreadSanitizer, on std::thread: OpenMP runtimes give false positives.
+tsan: $(VENV)/.tools
+	cmake --preset tsan >/dev/null
+	cmake --build --preset tsan
+	build/tsan/tests/cpp/fastinfer_tests linear
+
+# The C++ tests on CPUs that this one is not.
+cross: $(VENV)/.tools
+	cmake --preset cpp >/dev/null
+	cmake --build --preset cpp
+	cmake --preset aarch64 >/dev/null
+	cmake --build --preset aarch64
+	scripts/cross.sh
+
+$(VENV)/.tools:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) 'scikit-build-core>=0.10' 'pybind11>=3' cmake ninja
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.tools
+	$(PIP_INSTALL) '$(TORCH)'
+	touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.torch
+	$(EDITABLE) '.[demo]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.torch
+	$(EDITABLE) '.[demo,dev,plot]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.torch
+	$(EDITABLE) '.[bench]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed: | $(VENV)/.torch
+	$(EDITABLE) .
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV)

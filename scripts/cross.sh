@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs the C++ tests under qemu-user on CPUs that this machine is not, and checks that each of
+# them has the instruction set in use that it should. Logs: build/isa/<name>.log, for
+# scripts/isa_table.py. Wants build/cpp and build/aarch64 (make cross builds them).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mkdir -p build/isa
+
+run() { # name, the instruction set that must be in use, command...
+  local log=build/isa/$1.log want=$2
+  shift 2
+  if ! "$@" >"$log" 2>&1 || ! grep -q ' passed, 0 failed$' "$log"; then
+    cat "$log"
+    echo "cross: failed: $*" >&2
+    return 1
+  fi
+  if ! grep -qx "isa $want in use" "$log"; then
+    cat "$log"
+    echo "cross: want \"isa $want in use\": $*" >&2
+    return 1
+  fi
+  printf '%-24s isa %-9s %s\n' "$(basename "$log" .log)" "$want" "$(tail -n 1 "$log")"
+}
+
+unset FASTINFER_ISA
+arm=(qemu-aarch64-static -L /usr/aarch64-linux-gnu)
+run qemu-arm-max neoni8mm "${arm[@]}" -cpu max build/aarch64/tests/cpp/fastinfer_tests
+run qemu-arm-neoverse-n1 neondot "${arm[@]}" -cpu neoverse-n1 build/aarch64/tests/cpp/fastinfer_tests
+run qemu-arm-cortex-a53 generic "${arm[@]}" -cpu cortex-a53 build/aarch64/tests/cpp/fastinfer_tests
+if [ "$(uname -m)" = x86_64 ]; then
+  x86=(env FASTINFER_TEST_GUARDS=off qemu-x86_64-static)  # why: tests/cpp/guard.h
+  run qemu-x86-max avx2 "${x86[@]}" -cpu max build/cpp/tests/cpp/fastinfer_tests
+  run qemu-x86-nehalem generic "${x86[@]}" -cpu Nehalem build/cpp/tests/cpp/fastinfer_tests
+fi

@@ -1,0 +1,60 @@
+"""Builds the C++ tests (tests/cpp) and runs them: every kernel row on guarded buffers."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from fastinfer import _C
+
+ROOT = pathlib.Path(__file__).parents[1]
+LOG = ROOT / "build" / "isa" / "native.log"
+ISAS = [isa["name"] for isa in _C.isas() if isa["supported"]]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment less a cap on the ISA, with the tools of this Python's environment first."""
+    env = {k: v for k, v in os.environ.items() if k not in ("FASTINFER_ISA", "LD_PRELOAD")}
+    env["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), env["PATH"]])
+    return env | extra
+
+
+@pytest.fixture(scope="module")
+def binary() -> pathlib.Path:
+    for command in (["--preset", "cpp"], ["--build", "--preset", "cpp"]):
+        done = subprocess.run(
+            ["cmake", *command], cwd=ROOT, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT / "build" / "cpp" / "tests" / "cpp" / "fastinfer_tests"
+
+
+def test_every_row(binary: pathlib.Path) -> None:
+    done = subprocess.run([binary], env=environment(), capture_output=True, text=True)
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    LOG.write_text(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(" passed, 0 failed\n")
+    ran = {line.split()[2] for line in done.stdout.splitlines() if line.endswith(" ran")}
+    assert ran == set(ISAS), "an instruction set of this CPU has no row that ran"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_cap_from_environment(binary: pathlib.Path, isa: str) -> None:
+    done = subprocess.run(
+        [binary, "linear"], env=environment(FASTINFER_ISA=isa), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"isa {isa} in use" in done.stdout.splitlines()
+
+
+def test_unknown_cap_is_an_error(binary: pathlib.Path) -> None:
+    done = subprocess.run(
+        [binary], env=environment(FASTINFER_ISA="sse9"), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert 'FASTINFER_ISA: got "sse9", want one of generic, ' in done.stderr
