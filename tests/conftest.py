@@ -1,0 +1,48 @@
+"""Fixtures that every test file may use."""
+
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from fastinfer import _C
+
+ISAS = [row["name"] for row in _C.isas() if row["supported"]]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread unless a test sets another number; what it set does not outlive it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that differ from test to test and repeat from run to run."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture
+def randn(rng: np.random.Generator) -> Callable[..., torch.Tensor]:
+    """``randn(*shape)``: float32 standard normal numbers from ``rng``."""
+    return lambda *shape: torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
+@pytest.fixture
+def force_isa() -> Iterator[Callable[[str], None]]:
+    """``force_isa(name)`` caps selection; the cap in force before comes back at the end."""
+    before = _C.isa_cap()
+    yield _C.force_isa
+    _C.force_isa(before)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, force_isa: Callable[[str], None]) -> str:
+    """Runs the test once under every instruction set of this machine."""
+    force_isa(request.param)
+    return request.param

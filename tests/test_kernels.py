@@ -1,0 +1,184 @@
+"""Every kernel of the registry by name, without torch's operators in between."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from fastinfer import _C
+
+KERNELS = _C.kernels()
+ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu"]
+U = 2.0**-24  # unit roundoff of float32
+
+
+def rows(family):
+    """A test parameter for each kernel of a family; what cannot run here is skipped by name."""
+    return [
+        pytest.param(
+            kernel,
+            id=kernel["name"],
+            marks=pytest.mark.skipif(not kernel["supported"], reason=f"no {kernel['isa']} here"),
+        )
+        for kernel in KERNELS
+        if kernel["family"] == family
+    ]
+
+
+def around(tile):
+    return sorted({1, tile - 1, tile, tile + 1, 2 * tile + 3} - {0})
+
+
+def int8(rng, *shape):
+    """Full range, -128 included, a third of it at the extremes."""
+    q = rng.integers(-128, 128, shape, dtype=np.int8)
+    extremes = rng.choice(np.array([-128, -127, 127], np.int8), shape)
+    return np.where(rng.random(shape) < 1 / 3, extremes, q)
+
+
+def sums(kernel, a, w):
+    one_m, one_n = np.ones(len(a), np.float32), np.ones(len(w), np.float32)
+    return _C.gemm_s8s8s32(kernel["name"], a, w, one_m, one_n, out_dtype="s32")
+
+
+@pytest.mark.parametrize("kernel", rows("gemm_s8s8s32"))
+def test_sums_are_exact_around_the_tiles(kernel, rng):
+    sizes = itertools.product(*(around(kernel[tile]) for tile in ("mr", "nr", "kr")))
+    for m, n, k in sizes:
+        a, w = int8(rng, m, k), int8(rng, n, k)
+        want = a.astype(np.int64) @ w.astype(np.int64).T
+        np.testing.assert_array_equal(sums(kernel, a, w), want, err_msg=f"M, N, K = {m}, {n}, {k}")
+
+
+@pytest.mark.parametrize("k", [0, 1, 63, 65, 200, 4097, 131071])
+@pytest.mark.parametrize("kernel", rows("gemm_s8s8s32"))
+def test_sums_are_exact_from_empty_to_the_longest_row(kernel, k, rng):
+    m, n = kernel["mr"] + 1, kernel["nr"] + 1
+    a, w = int8(rng, m, k), int8(rng, n, k)
+    # Whole rows at the extremes: the largest sums there are, of both signs.
+    a[0], w[0] = 127, -128
+    a[-1], w[-1] = -128, -128
+    want = a.astype(np.float64) @ w.astype(np.float64).T  # exact: every sum is below 2**53
+    np.testing.assert_array_equal(sums(kernel, a, w), want)
+
+
+@pytest.mark.parametrize("x", [-127, 127])
+@pytest.mark.parametrize("y", [-128, -127, 127])
+@pytest.mark.parametrize("kernel", rows("gemm_s8s8s32"))
+def test_sums_of_extremes_do_not_saturate(kernel, x, y):
+    m, n, k = kernel["mr"] + 1, kernel["nr"] + 1, 2 * kernel["kr"] + 3
+    got = sums(kernel, np.full((m, k), x, np.int8), np.full((n, k), y, np.int8))
+    np.testing.assert_array_equal(got, np.full((m, n), x * y * k))
+
+
+def to_float64(a, dtype):
+    if dtype == "bf16":
+        return (a.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return (a.view(np.float16) if dtype == "f16" else a).astype(np.float64)
+
+
+def from_float32(a, dtype):
+    """Any rounding will do: the result is an input."""
+    if dtype == "bf16":
+        return (a.view(np.uint32) >> 16).astype(np.uint16)
+    return a.astype(np.float16).view(np.uint16) if dtype == "f16" else a
+
+
+def activate(name, z):
+    if name == "relu":
+        return np.maximum(z, 0)
+    if name == "gelu":
+        return z * 0.5 * np.vectorize(math.erfc)(-z / math.sqrt(2))
+    if name == "gelu_tanh":
+        return 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    if name == "silu":
+        return z / (1 + np.exp(-z))
+    return z
+
+
+# |error of the activation itself| <= ACTIVATION_U |z| u. GELU (erf): its fit and three roundings.
+# SiLU: exp 1.3, addition 1, division 1. GELU (tanh): the same on top of an exponent t with four
+# roundings, whose effect is |t s(t) (1 - s(t))| <= 0.224 of each, s the logistic function.
+ACTIVATION_U = {"none": 0, "relu": 0, "gelu": 4, "silu": 4, "gelu_tanh": 5}
+# The steepest slope, by which the error of z passes through.
+SLOPE = {"none": 1, "relu": 1, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1}
+OUT_U = {"f32": 0.0, "bf16": 2.0**-8, "f16": 2.0**-11}
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kernel", rows("gemm_s8s8s32"))
+def test_epilogue(kernel, activation, dtype, with_bias, with_residual, rng):
+    """Within four roundings of float64 (two scales, bias, residual) and the reference's bits."""
+    for m, n in [(1, 1), (kernel["mr"] + 1, 2 * kernel["nr"] + 3)]:
+        k = 2 * kernel["kr"] + 3
+        a, w = int8(rng, m, k), int8(rng, n, k)
+        a_scale = rng.uniform(0.5, 2, m).astype(np.float32) / 127
+        w_scale = rng.uniform(0.5, 2, n).astype(np.float32) / 127
+        bias = rng.standard_normal(n, dtype=np.float32) if with_bias else None
+        residual = rng.standard_normal((m, n), dtype=np.float32) if with_residual else None
+        arguments = (
+            *(a, w, a_scale, w_scale, bias, ACTIVATIONS.index(activation)),
+            None if residual is None else from_float32(residual, dtype),
+            dtype,
+        )
+        got = _C.gemm_s8s8s32(kernel["name"], *arguments)
+        generic = _C.gemm_s8s8s32("gemm_s8s8s32_1x16x4_generic", *arguments)
+        np.testing.assert_array_equal(got, generic)
+
+        acc = a.astype(np.float64) @ w.astype(np.float64).T
+        product = acc * w_scale.astype(np.float64) * a_scale.astype(np.float64)[:, None]
+        z = product + (0 if bias is None else bias.astype(np.float64))
+        y = activate(activation, z)
+        bound = U * (
+            SLOPE[activation] * (2 * abs(product) + abs(z)) + ACTIVATION_U[activation] * abs(z)
+        )
+        if residual is not None:
+            y = y + to_float64(arguments[6], dtype)
+            bound += U * abs(y)
+        # Second-order terms; what exp's clamp at 88 leaves; float16's subnormal step.
+        bound = bound * (1 + 2.0**-18) + OUT_U[dtype] * abs(y) * (1 + 2.0**-10) + 1e-35
+        bound += 2.0**-25 if dtype == "f16" else 0
+        assert (abs(to_float64(got, dtype) - y) <= bound).all()
+
+
+@pytest.mark.parametrize("k", [0, 1, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 131, 200, 1000])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("kernel", rows("quantize_rowwise"))
+def test_quantize_rowwise_bits(kernel, dtype, k, rng):
+    """The formula in float32 with numpy, bit for bit, over rows of all magnitudes."""
+    x = rng.standard_normal((9, k), dtype=np.float32)
+    x *= np.float32(2) ** rng.integers(-12, 12, (9, 1)).astype(np.float32)
+    x[3] = 0
+    bits = from_float32(x, dtype)
+    x = to_float64(bits, dtype).astype(np.float32)
+    a = np.maximum(abs(x).max(axis=1, initial=0), np.float32(2.0**-118))
+    q, scale = _C.quantize_rowwise(kernel["name"], bits, dtype)
+    np.testing.assert_array_equal(scale, a / np.float32(127))
+    np.testing.assert_array_equal(q, np.rint(x * (np.float32(127) / a)[:, None]))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [0, 16, 36])
+@pytest.mark.parametrize("kernel", rows("quantize_rowwise"))
+def test_quantize_rowwise_poisoned_row(kernel, where, poison, rng):
+    x = rng.standard_normal((3, 37), dtype=np.float32)
+    x[1, where] = poison
+    q, scale = _C.quantize_rowwise(kernel["name"], x)
+    assert np.isnan(scale).tolist() == [False, True, False]
+    assert not q[1].any()
+    assert abs(q[[0, 2]]).max(axis=1).tolist() == [127, 127]
+
+
+def test_a_kernel_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match='got "gemm_nowhere"'):
+        sums({"name": "gemm_nowhere"}, np.ones((1, 1), np.int8), np.ones((1, 1), np.int8))
+
+
+def test_rows_longer_than_int32_allows_are_refused():
+    a = np.zeros((1, 131072), np.int8)
+    with pytest.raises(ValueError, match="131071"):
+        sums(KERNELS[0], a, a)
