@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -79,25 +79,36 @@ class Summary(Printable):
 
     def __rich__(self) -> RenderableType:
         lines = _lines(self.rows)
-        grouped = len(lines) < len(self.rows)
         timed = any(row.ms_before is not None for row in self.rows)
-        table = Table(title="Linear layers", title_justify="left", box=box.SIMPLE_HEAD)
+        scale, unit = _unit(max((line.bytes("before") for line in lines), default=0))
+        table = Table(
+            title="Linear layers",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
         table.add_column("layer", overflow="fold")
-        if grouped:
-            table.add_column("count", justify="right")
-        table.add_column("in x out", justify="right")
+        table.add_column("in x out", justify="right", no_wrap=True)
         table.add_column("now")
-        table.add_column("bytes", justify="right")
-        table.add_column("weight SQNR", justify="right")
+        table.add_column(unit, justify="right", no_wrap=True)
+        table.add_column("SQNR, dB", justify="right")
         if timed:
-            table.add_column("ms", justify="right")
+            table.add_column("ms", justify="right", no_wrap=True)
         for line in lines:
-            cells = [line.name, *([str(len(line.rows))] if grouped else []), *line.cells()]
+            first = line.rows[0]
+            cells = [
+                line.name,
+                f"{first.in_features} x {first.out_features}",
+                first.scheme or f"left: {first.reason}",
+                _change(line.bytes("before") / scale, line.bytes("after") / scale),
+                line.sqnr(),
+            ]
             if timed:
                 cells.append(line.ms())
-            table.add_row(*cells, style=None if line.rows[0].scheme else "dim")
-        note = "\nLike layers share a line: bytes and ms are of all, the SQNR is of the worst."
-        return Group(table, Text(self._totals() + (note if grouped else "")))
+            table.add_row(*cells, style=None if first.scheme else "dim")
+        note = "\nLike layers share a line: size and ms are of all, the SQNR is of the worst."
+        return Group(table, Text(self._totals() + (note if len(lines) < len(self.rows) else "")))
 
     def _totals(self) -> str:
         text = (
@@ -118,24 +129,18 @@ class _Line:
     name: str
     rows: tuple[Row, ...]
 
-    def cells(self) -> list[str]:
-        first = self.rows[0]
-        before = sum(row.bytes_before for row in self.rows)
-        after = sum(row.bytes_after for row in self.rows)
-        size = format_bytes(before)
-        sqnr = [row.sqnr_db for row in self.rows if row.sqnr_db is not None]
-        return [
-            f"{first.in_features} x {first.out_features}",
-            first.scheme or f"left: {first.reason}",
-            size if before == after else f"{size} -> {format_bytes(after)}",
-            f"{min(sqnr):.1f} dB" if sqnr else "",
-        ]
+    def bytes(self, when: Literal["before", "after"]) -> int:
+        return sum(getattr(row, f"bytes_{when}") for row in self.rows)
+
+    def sqnr(self) -> str:
+        values = [row.sqnr_db for row in self.rows if row.sqnr_db is not None]
+        return f"{min(values):.1f}" if values else ""
 
     def ms(self) -> str:
         """What the guard measured, in all; it has no figures for a layer that was not called."""
         before = [row.ms_before for row in self.rows if row.ms_before is not None]
         after = [row.ms_after for row in self.rows if row.ms_after is not None]
-        return f"{sum(before):.3g} -> {sum(after):.3g}" if before else ""
+        return _change(sum(before), sum(after)) if before else ""
 
 
 def _lines(rows: tuple[Row, ...]) -> list[_Line]:
@@ -147,6 +152,17 @@ def _lines(rows: tuple[Row, ...]) -> list[_Line]:
         key = (pattern, row.in_features, row.out_features, row.scheme, row.reason)
         groups.setdefault(key, []).append(row)
     return [
-        _Line(group[0].name if len(group) == 1 else str(key[0]), tuple(group))
+        _Line(group[0].name if len(group) == 1 else f"{key[0]} ({len(group)})", tuple(group))
         for key, group in groups.items()
     ]
+
+
+def _change(before: float, after: float) -> str:
+    return f"{before:.3g}" if before == after else f"{before:.3g} -> {after:.3g}"
+
+
+def _unit(largest: int) -> tuple[float, str]:
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if largest >= scale:
+            return scale, unit
+    return 1, "B"
