@@ -275,8 +275,9 @@ BAD_INPUTS = {
 
 @pytest.mark.parametrize(("x", "error", "match"), BAD_INPUTS.values(), ids=BAD_INPUTS)
 def test_a_wrong_input_is_one_clear_error(linear, x, error, match):
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=match) as raised:
         fastinfer.quantize_linear(linear)(x)
+    assert raised.value.__context__ is None  # one error, not a chain
 
 
 class Subclass(nn.Linear):

@@ -116,12 +116,13 @@ class QuantizedLinear(nn.Module):
         packed, scale, bias = buffers["weight_packed"], buffers["weight_scale"], buffers["bias"]
         try:
             return _linear_w8a8(x, packed, scale, bias)
-        except (RuntimeError, TypeError):
-            self._explain(x)
-            raise
+        except (RuntimeError, TypeError) as error:
+            failure = error
+        self._explain(x)
+        raise failure
 
     def _explain(self, x: Tensor) -> None:
-        """Raises what is wrong with a call that the operator refused."""
+        """Raises what is wrong with the arguments of a call that failed, if that was the cause."""
         if isinstance(x, Tensor) and (x.dim() == 0 or x.shape[-1] != self.in_features):
             raise ValueError(
                 f"QuantizedLinear: x has shape {list(x.shape)}, want [..., {self.in_features}]"
