@@ -1,0 +1,247 @@
+"""fastinfer and its peers on one linear layer, each as its own documentation advises.
+
+All take float32 rows and give float32 rows; quantising the activations is inside the timed call.
+``Peer.prepare(weight, bias, sample)`` does what a user does once (quantise, calibrate, export)
+and returns ``open(x, threads)``, which makes a layer with a copy of the weights of its own, bound
+to `x`, and returns a callable without arguments that runs it and returns the output.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Open = Callable[[Tensor, int], Callable[[], Any]]
+Prepare = Callable[[Tensor, Tensor, Tensor], Open]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to run a linear layer."""
+
+    name: str
+    kind: str  # "fp32", "bf16", "int8"; "ours" for fastinfer
+    pool: str  # whose threads it uses
+    prepare: Prepare
+    needs: tuple[str, ...] = ()  # modules of the extra fastinfer[bench]
+    note: str = ""
+
+    def missing(self) -> list[str]:
+        """The modules it needs that are not installed."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+
+
+def make_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """An nn.Linear that holds copies of `weight` [N, K] and `bias` [N]."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    linear.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    return linear.eval()
+
+
+def fastinfer_int8(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
+    from fastinfer.nn import QuantizedLinear
+
+    def open_layer(x: Tensor, threads: int) -> Callable[[], Tensor]:
+        layer = QuantizedLinear.from_linear(make_linear(weight, bias))
+        return lambda: layer(x)
+
+    return open_layer
+
+
+def torch_fp32(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
+    def open_layer(x: Tensor, threads: int) -> Callable[[], Tensor]:
+        layer = make_linear(weight, bias)
+        return lambda: layer(x)
+
+    return open_layer
+
+
+def torch_bf16(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
+    def open_layer(x: Tensor, threads: int) -> Callable[[], Tensor]:
+        layer = make_linear(weight, bias).bfloat16()
+        return lambda: layer(x.bfloat16()).float()
+
+    return open_layer
+
+
+def torch_ao(engine: str) -> Prepare:
+    """Dynamic quantisation as its tutorial has it, with one of the two x86 engines."""
+
+    def prepare(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
+        def open_layer(x: Tensor, threads: int) -> Callable[[], Tensor]:
+            # The engine packs the weights and stays with the packed form.
+            torch.backends.quantized.engine = engine
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecated in favour of torchao
+                model = torch.ao.quantization.quantize_dynamic(
+                    nn.Sequential(make_linear(weight, bias)), {nn.Linear}, dtype=torch.qint8
+                )
+            layer = model[0]
+            return lambda: layer(x)
+
+        return open_layer
+
+    return prepare
+
+
+def onnxruntime_int8(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
+    """quantize_dynamic with int8 weights, a scale a channel; input and output bound once."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    n, k = weight.shape
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["product"], name="matmul"),
+            helper.make_node("Add", ["product", "b"], ["y"], name="add"),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", n])],
+        [
+            numpy_helper.from_array(weight.T.contiguous().numpy(), "w"),
+            numpy_helper.from_array(bias.numpy(), "b"),
+        ],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), source)
+        level = logging.root.level
+        logging.root.setLevel(logging.ERROR)  # it advises a pre-processing for larger graphs
+        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
+        logging.root.setLevel(level)
+        model = target.read_bytes()
+
+    def open_layer(x: Tensor, threads: int) -> Callable[[], Any]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+        binding = session.io_binding()
+        y = torch.empty(x.shape[0], n)
+        for bind, name, tensor in (
+            (binding.bind_input, "x", x),
+            (binding.bind_output, "y", y),
+        ):
+            bind(name, "cpu", 0, "float32", tuple(tensor.shape), tensor.data_ptr())
+
+        def run() -> Tensor:
+            session.run_with_iobinding(binding)
+            return y
+
+        return run
+
+    return open_layer
+
+
+def _openvino_model(weight: Tensor, bias: Tensor) -> Any:
+    import numpy as np
+    import openvino
+    from openvino import opset13 as ops
+
+    x = ops.parameter([-1, weight.shape[1]], np.float32, name="x")
+    product = ops.matmul(x, ops.constant(weight.numpy()), False, True)
+    return openvino.Model([ops.add(product, ops.constant(bias.numpy()[None]))], [x], "linear")
+
+
+def openvino_linear(scheme: str, precision: str) -> Prepare:
+    """OpenVINO with static shapes and the LATENCY hint.
+
+    scheme: "float"; "static": nncf.quantize, calibrated on the sample; "dynamic":
+    nncf.compress_weights to int8, activations quantised by the plugin in groups of K, its fastest.
+    precision: INFERENCE_PRECISION_HINT, "f32" or "bf16".
+    """
+
+    def prepare(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
+        import openvino
+
+        model = _openvino_model(weight, bias)
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+        }
+        if scheme != "float":
+            model = _nncf(model, scheme, sample)
+        if scheme == "dynamic":
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = weight.shape[1]
+        core = openvino.Core()
+
+        def open_layer(x: Tensor, threads: int) -> Callable[[], Any]:
+            model.reshape(list(x.shape))
+            compiled = core.compile_model(model, "CPU", config | {"INFERENCE_NUM_THREADS": threads})
+            request = compiled.create_infer_request()
+            request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
+            y = request.get_output_tensor().data
+
+            def run() -> Any:
+                request.infer()
+                return y
+
+            return run
+
+        return open_layer
+
+    return prepare
+
+
+def _nncf(model: Any, scheme: str, sample: Tensor) -> Any:
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if scheme == "dynamic":
+            return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+        batches = nncf.Dataset([rows.numpy() for rows in sample.split(32)])
+        return nncf.quantize(model, batches, model_type=nncf.ModelType.TRANSFORMER)
+
+
+ONNX = ("onnx", "onnxruntime")
+OPENVINO = ("openvino",)
+NNCF = ("openvino", "nncf")
+
+# Candidates of one pool stand together: timing pauses where the pool changes.
+PEERS = (
+    Peer("fastinfer", "ours", "openmp", fastinfer_int8),
+    Peer("torch_fp32", "fp32", "openmp", torch_fp32, note="nn.Linear"),
+    Peer("torch_bf16", "bf16", "openmp", torch_bf16, note="bf16 weights, x cast in and y out"),
+    Peer("torch_ao_onednn", "int8", "openmp", torch_ao("onednn"), note="quantize_dynamic"),
+    Peer("torch_ao_x86", "int8", "openmp", torch_ao("x86"), note="quantize_dynamic"),
+    Peer("onnxruntime", "int8", "onnxruntime", onnxruntime_int8, ONNX, "quantize_dynamic"),
+    Peer("openvino_static", "int8", "tbb", openvino_linear("static", "f32"), NNCF),
+    Peer("openvino_static_bf16", "int8", "tbb", openvino_linear("static", "bf16"), NNCF),
+    Peer("openvino_dynamic", "int8", "tbb", openvino_linear("dynamic", "f32"), NNCF),
+    Peer("openvino_w8_bf16", "int8", "tbb", openvino_linear("dynamic", "bf16"), NNCF),
+    Peer("openvino_bf16", "bf16", "tbb", openvino_linear("float", "bf16"), OPENVINO),
+)
+
+
+def available(names: list[str] | None = None) -> tuple[list[Peer], list[str]]:
+    """The peers that can run here, of `names` if given, and a sentence for each that cannot."""
+    known = {peer.name for peer in PEERS}
+    unknown = [name for name in names or [] if name not in known]
+    if unknown:
+        raise ValueError(
+            f"peers: got {', '.join(unknown)}, want some of {', '.join(sorted(known))}"
+        )
+    chosen = [peer for peer in PEERS if not names or peer.name in names]
+    skipped = [
+        f"{peer.name} left out: {', '.join(peer.missing())} not installed "
+        "(pip install 'fastinfer[bench]')"
+        for peer in chosen
+        if peer.missing()
+    ]
+    return [peer for peer in chosen if not peer.missing()], skipped

@@ -1,0 +1,102 @@
+"""Interleaved medians: candidates take turns within one run, so that a slow second of a shared
+machine falls on all of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter, sleep
+from typing import Any
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is timed, the thread pool it uses ("" for none), and what its turn starts with."""
+
+    run: Run
+    pool: str = ""
+    before: Run | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call: median and minimum over samples of `calls` calls each."""
+
+    median: float
+    minimum: float
+    samples: int
+    calls: int
+
+
+def _sample(run: Run, calls: int) -> float:
+    start = perf_counter()
+    for _ in range(calls):
+        run()
+    return (perf_counter() - start) / calls
+
+
+def calls_per_sample(run: Run, least: float) -> int:
+    """How many calls take at least `least` seconds together."""
+    calls = 1
+    while True:
+        seconds = _sample(run, calls) * calls
+        if seconds >= least:
+            return calls
+        calls = max(calls * 2, int(calls * least / max(seconds, 1e-9) * 1.1))
+
+
+def interleave(
+    candidates: Mapping[str, Candidate],
+    *,
+    seconds: float = 1.0,
+    least_samples: int = 7,
+    sample_seconds: float = 200e-6,
+    hopeless: float = 3.0,
+    settle: float = 0.0,
+) -> dict[str, Timing]:
+    """Times all candidates in turns.
+
+    Args:
+        candidates: by name; each is called once before its first sample.
+        seconds: how long to go on after `least_samples` rounds.
+        least_samples: samples of every candidate that has a chance.
+        sample_seconds: the least duration of a sample; short calls are repeated to fill it.
+        hopeless: a candidate whose best sample is slower than that of the fastest by this factor
+            leaves after 3 rounds; the first candidate stays.
+        settle: pause whenever the thread pool changes. The threads of OpenMP and of ONNX Runtime
+            spin for some milliseconds after their last work, on the cores that the next candidate
+            needs.
+
+    Returns:
+        One Timing a candidate, in the order given.
+    """
+    calls, short = {}, set()
+    for name, candidate in candidates.items():
+        if candidate.before:
+            candidate.before()
+        candidate.run()
+        calls[name] = calls_per_sample(candidate.run, sample_seconds)
+        if _sample(candidate.run, 1) < 20e-3:
+            short.add(name)
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    active, pool, begin, rounds = list(candidates), "", perf_counter(), 0
+    while rounds < least_samples or perf_counter() - begin < seconds:
+        for name in active:
+            candidate = candidates[name]
+            if settle and candidate.pool != pool:
+                sleep(settle)
+                pool = candidate.pool
+            if candidate.before:
+                candidate.before()
+            if name in short:
+                candidate.run()  # wakes the pool, brings code and data back into the caches
+            samples[name].append(_sample(candidate.run, calls[name]))
+        rounds += 1
+        if rounds == 3:
+            limit = hopeless * min(min(taken) for taken in samples.values())
+            active = active[:1] + [name for name in active[1:] if min(samples[name]) <= limit]
+    return {
+        name: Timing(median(taken), min(taken), len(taken), calls[name])
+        for name, taken in samples.items()
+    }
