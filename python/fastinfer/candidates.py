@@ -18,7 +18,7 @@ class Layer:
     """A linear module, every place in the model where it stands, and why it stays (or None)."""
 
     module: Any  # nn.Linear, a subclass of it, or QuantizedLinear; plain nn.Linear if no reason
-    names: list[str] = field(default_factory=list)
+    names: list[str]
     places: list[tuple[nn.Module, str]] = field(default_factory=list)  # (parent, attribute)
     reason: str | None = None
 
@@ -29,13 +29,19 @@ class Layer:
 
 def find_layers(model: nn.Module, filter_fn: FilterFn | None) -> list[Layer]:
     """Every linear module below `model`, in the model's order, each once, with its reason."""
-    layers: dict[int, Layer] = {}
+    layers = {
+        id(module): Layer(module, [name])
+        for name, module in model.named_modules()
+        if name and isinstance(module, nn.Linear | QuantizedLinear)
+    }
     for prefix, parent in model.named_modules():
         for attribute, child in parent._modules.items():  # named_children() hides repetitions
-            if isinstance(child, nn.Linear | QuantizedLinear):
-                layer = layers.setdefault(id(child), Layer(child))
-                layer.names.append(f"{prefix}.{attribute}" if prefix else attribute)
+            if id(child) in layers:
+                layer = layers[id(child)]
                 layer.places.append((parent, attribute))
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                if name not in layer.names:
+                    layer.names.append(name)
     for layer in layers.values():
         layer.reason = _why_left(layer, filter_fn)
     return list(layers.values())

@@ -43,11 +43,12 @@ def time_layers(
 
     def time_call(linear: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x: Tensor = args[0] if args else kwargs["input"]
-        shape = (linear.weight.shape, linear.weight.dtype, linear.bias is None)
-        key = (*shape, x.shape, x.stride(), x.dtype)
-        calls.setdefault(linear, Counter())[key] += 1
+        reached = calls.setdefault(linear, Counter())
         try:
+            shape = (linear.weight.shape, linear.weight.dtype, linear.bias is None)
+            key = (*shape, x.shape, x.stride(), x.dtype)
             samples.setdefault(key, _Samples()).add(linear.forward, pairs[linear].forward, x)
+            reached[key] += 1
         except (RuntimeError, TypeError, ValueError) as error:
             errors[linear] = str(error).splitlines()[0]
 

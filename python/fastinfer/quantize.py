@@ -106,7 +106,7 @@ def _make(groups: list[list[Layer]], progress: bool | None) -> dict[nn.Linear, Q
     if progress is None:
         weights = sum(group[0].module.weight.numel() for group in groups)
         progress = (weights > _LONG_WEIGHTS or len(groups) > _LONG_LAYERS) and console.is_terminal
-    with Progress(console=console, transient=True, disable=not progress) as bar:
+    with Progress(console=console, transient=console.is_terminal, disable=not progress) as bar:
         for group in bar.track(groups, description="Quantising"):
             first = made[group[0].module] = QuantizedLinear.from_linear(group[0].module)
             for layer in group[1:]:
