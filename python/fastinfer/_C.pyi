@@ -19,7 +19,6 @@ class Kernel(TypedDict, total=False):
     mr: int
     nr: int
     kr: int
-    max_m: int
 
 class Selection(TypedDict):
     gemm: str
