@@ -80,7 +80,7 @@ def test_unknown_environment_variable_is_an_import_error():
 
 
 SMALL_SIGNAL_STACK = """
-import ctypes, faulthandler
+import ctypes
 class Stack(ctypes.Structure):
     _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
 memory = ctypes.create_string_buffer(4096)
