@@ -177,3 +177,14 @@ def test_reaches_the_layers_of_a_masked_transformer_encoder(
     mask = torch.tensor([[False, False, True]])
     inputs = {"src": randn(1, 3, 16), "src_key_padding_mask": mask}
     assert len(quantize_(model, example_inputs=inputs).quantized) == 2
+
+
+def test_times_a_compiled_model_layer_by_layer(randn: Randn) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    compiled, x = torch.compile(model, fullgraph=True, backend="eager"), randn(4, 16)
+    with torch.inference_mode():
+        compiled(x)
+        rows = quantize_(compiled, example_inputs=x).rows  # the guard cannot be traced
+        compiled(x)
+    assert [row.name for row in rows] == ["_orig_mod.0", "_orig_mod.2"]
+    assert all(row.ms_before > 0 for row in rows)

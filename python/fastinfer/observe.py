@@ -1,7 +1,8 @@
 """Runs a model once to look at it, and leaves it and the process as they were."""
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -32,16 +33,21 @@ def observed(*models: nn.Module) -> Iterator[None]:
 
     nn.TransformerEncoder's fused path calls none of its layers and hands nested tensors to those
     that carry hooks, so it is off inside: the layers are then called one by one and can be seen.
+    So is what torch.compile made, which would trace the hooks instead of running them.
     """
     flags = [(module, module.training) for model in models for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        for module, _ in flags:
-            module.training = False  # not .eval(): a model may have overridden train()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled; importing it takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module, _ in flags:
+                module.training = False  # not .eval(): a model may have overridden train()
             yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, flag in flags:
-            module.training = flag
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            for module, flag in flags:
+                module.training = flag
