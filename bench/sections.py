@@ -5,7 +5,7 @@ numbers: zeros would let a clock run faster and a multiply finish early.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -139,7 +139,7 @@ def _linear(
             yield from cell
 
 
-def _rotate(layers: list[Callable[[], Tensor]]) -> Callable[[], Tensor]:
+def _rotate(layers: Sequence[Callable[[], Tensor]]) -> Callable[[], Tensor]:
     following = itertools.cycle(layers)
     return lambda: next(following)()
 

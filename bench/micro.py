@@ -1,0 +1,62 @@
+"""Each instruction set's kernels on shapes of real models, under pytest-benchmark.
+
+    pytest bench/micro.py                        # needs the extra fastinfer[bench]
+    pytest bench/micro.py -k "amx and 768x3072" --benchmark-json=micro.json
+
+One thread, through the op, selection held to the instruction set: the registry's own calls on
+numpy arrays pack their operands every time, which would be most of what is timed. Under
+`extra_info` of the JSON: the kernels, the rate, and its share of the peak or bandwidth measured
+beforehand.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import roofline
+from fastinfer import _C
+from sections import our_layer
+
+ISAS = [row["name"] for row in _C.isas() if row["supported"] and row["name"] != "generic"]
+QUANTIZERS = [
+    row["name"] for row in _C.kernels() if row["family"] == "quantize_rowwise" and row["supported"]
+]
+peak = functools.cache(roofline.peak)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads, cap = torch.get_num_threads(), _C.isa_cap()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+    _C.force_isa(cap)
+
+
+@pytest.mark.parametrize(
+    "shape", [(384, 1536), (768, 3072), (4096, 4096)], ids="{0[0]}x{0[1]}".format
+)
+@pytest.mark.parametrize("m", [1, 8, 32, 128, 512])
+@pytest.mark.parametrize("isa", ISAS)
+def test_linear(benchmark, isa: str, m: int, shape: tuple[int, int]) -> None:
+    k, n = shape
+    layer, x = our_layer(k, n), torch.randn(m, k)
+    _C.force_isa(isa)
+    benchmark(layer, x)
+    rate = 2.0 * m * k * n / benchmark.stats.stats.median
+    benchmark.extra_info |= {**_C.select(m, n, k), "tops": rate / 1e12}
+    limit = peak(roofline.LOOP_OF_ISA.get(isa, ""))
+    if limit:
+        benchmark.extra_info["of_peak"] = rate / limit
+
+
+@pytest.mark.parametrize("shape", [(1, 4096), (512, 768)], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("kernel", QUANTIZERS)
+def test_quantize_rowwise(benchmark, kernel: str, shape: tuple[int, int]) -> None:
+    x = np.random.default_rng().standard_normal(shape, dtype=np.float32)
+    benchmark(_C.quantize_rowwise, kernel, x)
+    benchmark.extra_info["gigabytes_per_second"] = x.nbytes / benchmark.stats.stats.median / 1e9
