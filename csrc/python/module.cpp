@@ -81,7 +81,7 @@ py::list kernels() {
   for (int i = 0; i < count; ++i) {
     rows.append(py::dict("name"_a = gemm[i].name, "family"_a = "gemm_s8s8s32",
                          "isa"_a = isa_name(gemm[i].isa), "mr"_a = gemm[i].mr,
-                         "nr"_a = gemm[i].nr, "kr"_a = gemm[i].kr, "max_m"_a = gemm[i].max_m,
+                         "nr"_a = gemm[i].nr, "kr"_a = gemm[i].kr,
                          "supported"_a = isa_supported(gemm[i].isa)));
   }
   const auto* quantize = quantize_rowwise_kernels(&count);

@@ -17,61 +17,81 @@ inline typename V::F activate(typename V::F z) {
   return z;
 }
 
-template <class V, Activation kActivation, DType kOut>
-void epilogue_rows(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row,
-                   int64_t rows, int64_t column, int64_t columns) {
+// kVectors neighbouring vectors of columns at a time: a row's page is visited once for all of them.
+template <class V, Activation kActivation, DType kOut, int kVectors>
+inline void epilogue_columns(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row,
+                             int64_t rows, int64_t column, int n_last) {
   constexpr int64_t kSize = size_of(kOut);
-  for (int64_t i = 0; i < columns; i += V::width) {
-    const int n = columns - i < V::width ? int(columns - i) : V::width;
-    const auto b_scale = V::load(p.b_scale + column + i, n);
-    const auto bias = p.bias ? V::load(p.bias + column + i, n) : V::set1(0.0f);
-    char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + (column + i) * kSize;
-    const char* residual = static_cast<const char*>(p.residual);
-    if (residual) residual += row * p.residual_ld_bytes + (column + i) * kSize;
-    for (int64_t r = 0; r < rows; ++r) {
-      const auto scaled = V::mul(V::from_s32(acc + r * ld_acc + i), b_scale);
-      auto y = activate<V, kActivation>(V::fma(scaled, V::set1(p.a_scale[row + r]), bias));
-      if (residual) y = V::add(y, V::load(residual + r * p.residual_ld_bytes, kOut, n));
-      V::store(out + r * p.out_ld_bytes, kOut, y, n);
+  typename V::F b_scale[kVectors], bias[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const int n = v + 1 < kVectors ? V::width : n_last;
+    b_scale[v] = V::load(p.b_scale + column + v * V::width, n);
+    bias[v] = p.bias ? V::load(p.bias + column + v * V::width, n) : V::set1(0.0f);
+  }
+  char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column * kSize;
+  const char* residual = static_cast<const char*>(p.residual);
+  if (residual) residual += row * p.residual_ld_bytes + column * kSize;
+  for (int64_t r = 0; r < rows; ++r, acc += ld_acc, out += p.out_ld_bytes) {
+    const auto a_scale = V::set1(p.a_scale[row + r]);
+    for (int v = 0; v < kVectors; ++v) {
+      const int n = v + 1 < kVectors ? V::width : n_last;
+      const auto scaled = V::mul(V::from_s32(acc + v * V::width), b_scale[v]);
+      auto y = activate<V, kActivation>(V::fma(scaled, a_scale, bias[v]));
+      if (residual) y = V::add(y, V::load(residual + v * V::width * kSize, kOut, n));
+      V::store(out + v * V::width * kSize, kOut, y, n);
     }
+    if (residual) residual += p.residual_ld_bytes;
   }
 }
 
-template <class V, Activation kActivation>
-void epilogue_dtype(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row,
-                    int64_t rows, int64_t column, int64_t columns) {
-  switch (p.out_dtype) {
-    case DType::f32:
-      return epilogue_rows<V, kActivation, DType::f32>(p, acc, ld_acc, row, rows, column, columns);
-    case DType::bf16:
-      return epilogue_rows<V, kActivation, DType::bf16>(p, acc, ld_acc, row, rows, column, columns);
-    case DType::f16:
-      return epilogue_rows<V, kActivation, DType::f16>(p, acc, ld_acc, row, rows, column, columns);
-    case DType::s32:
-      for (int64_t r = 0; r < rows; ++r) {
-        std::memcpy(static_cast<char*>(p.out) + (row + r) * p.out_ld_bytes + column * 4,
-                    acc + r * ld_acc, size_t(columns) * 4);
-      }
+template <class V, Activation kActivation, DType kOut>
+void epilogue_rows(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row,
+                   int64_t rows, int64_t column, int64_t columns) {
+  int64_t i = 0;
+  for (; i + 2 * V::width <= columns; i += 2 * V::width) {
+    epilogue_columns<V, kActivation, kOut, 2>(p, acc + i, ld_acc, row, rows, column + i, V::width);
+  }
+  for (; i < columns; i += V::width) {
+    const int n = columns - i < V::width ? int(columns - i) : V::width;
+    epilogue_columns<V, kActivation, kOut, 1>(p, acc + i, ld_acc, row, rows, column + i, n);
   }
 }
 
 // Finishes rows [row, row + rows) x columns [column, column + columns) of the block from
 // acc[r * ld_acc + c]; acc is readable to a multiple of 16 columns.
-template <class V>
-void epilogue(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row, int64_t rows,
-              int64_t column, int64_t columns) {
-  switch (p.activation) {
-    case Activation::none:
-      return epilogue_dtype<V, Activation::none>(p, acc, ld_acc, row, rows, column, columns);
-    case Activation::relu:
-      return epilogue_dtype<V, Activation::relu>(p, acc, ld_acc, row, rows, column, columns);
-    case Activation::gelu:
-      return epilogue_dtype<V, Activation::gelu>(p, acc, ld_acc, row, rows, column, columns);
-    case Activation::gelu_tanh:
-      return epilogue_dtype<V, Activation::gelu_tanh>(p, acc, ld_acc, row, rows, column, columns);
-    case Activation::silu:
-      return epilogue_dtype<V, Activation::silu>(p, acc, ld_acc, row, rows, column, columns);
+using EpilogueFn = void (*)(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row,
+                            int64_t rows, int64_t column, int64_t columns);
+
+inline void epilogue_sums(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row,
+                          int64_t rows, int64_t column, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(static_cast<char*>(p.out) + (row + r) * p.out_ld_bytes + column * 4,
+                acc + r * ld_acc, size_t(columns) * 4);
   }
+}
+
+template <class V, Activation kActivation>
+EpilogueFn epilogue_for_dtype(DType out_dtype) {
+  switch (out_dtype) {
+    case DType::f32: return epilogue_rows<V, kActivation, DType::f32>;
+    case DType::bf16: return epilogue_rows<V, kActivation, DType::bf16>;
+    case DType::f16: return epilogue_rows<V, kActivation, DType::f16>;
+    case DType::s32: break;
+  }
+  return epilogue_sums;
+}
+
+// The epilogue of this activation and output type: chosen once a call, not once a tile.
+template <class V>
+EpilogueFn select_epilogue(const GemmS8S8S32& p) {
+  switch (p.activation) {
+    case Activation::none: return epilogue_for_dtype<V, Activation::none>(p.out_dtype);
+    case Activation::relu: return epilogue_for_dtype<V, Activation::relu>(p.out_dtype);
+    case Activation::gelu: return epilogue_for_dtype<V, Activation::gelu>(p.out_dtype);
+    case Activation::gelu_tanh: return epilogue_for_dtype<V, Activation::gelu_tanh>(p.out_dtype);
+    case Activation::silu: break;
+  }
+  return epilogue_for_dtype<V, Activation::silu>(p.out_dtype);
 }
 
 }  // namespace

@@ -63,7 +63,6 @@ struct GemmS8S8S32Kernel {
   int mr, nr, kr;      // micro-tile
   int64_t tile_rows;   // layout of A
   uint8_t flip;
-  int64_t max_m;       // made for at most so many rows (any m works); 0: for many
   GemmS8S8S32Fn run;
 };
 

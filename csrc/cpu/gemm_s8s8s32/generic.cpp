@@ -6,6 +6,7 @@
 namespace fastinfer::cpu {
 
 void gemm_s8s8s32_1x16x4_generic(const GemmS8S8S32& p) {
+  const EpilogueFn epilogue = select_epilogue<ScalarVec>(p);
   for (int64_t m = 0; m < p.m; ++m) {
     const int8_t* a = p.a + m * p.k_pad;
     for (int64_t n = p.n_begin; n < p.n_end; n += kPanelColumns) {
@@ -17,8 +18,7 @@ void gemm_s8s8s32_1x16x4_generic(const GemmS8S8S32& p) {
         }
       }
       const int64_t left = p.n_end - n;
-      epilogue<ScalarVec>(p, acc, kPanelColumns, m, 1, n,
-                          left < kPanelColumns ? left : kPanelColumns);
+      epilogue(p, acc, kPanelColumns, m, 1, n, left < kPanelColumns ? left : kPanelColumns);
     }
   }
 }

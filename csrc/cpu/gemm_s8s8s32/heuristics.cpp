@@ -14,7 +14,7 @@ double macs_per_cycle(Isa isa) {
     case Isa::avx2: return 20;
     case Isa::avxvnni: return 60;
     case Isa::avx512vnni: return 110;
-    case Isa::amx: return 700;
+    case Isa::amx: return 450;
     case Isa::neondot: return 50;
     case Isa::neoni8mm: return 100;
   }
@@ -28,6 +28,11 @@ constexpr double kCyclesPerParallelRegion = 8000;
 constexpr int64_t kQuantizedBytes = 1 << 20;
 constexpr int64_t kRowStep = 32;
 
+// With fewer rows AVX-512 VNNI reads weights faster than tile loads do: from L2 at one row, from
+// beyond it (weights over kCachedWeightBytes) up to seven.
+constexpr int64_t kLeastAmxRowsCached = 2, kLeastAmxRowsUncached = 8;
+constexpr int64_t kCachedWeightBytes = 3 << 19;
+
 double task_cycles(double m, double n, double k, Isa isa) {
   return std::max(m * n * k / macs_per_cycle(isa), n * k * kCyclesPerWeightByte) +
          m * k * kCyclesPerQuantizedElement;
@@ -35,21 +40,21 @@ double task_cycles(double m, double n, double k, Isa isa) {
 
 }  // namespace
 
-const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m) {
+const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m, int64_t weight_bytes) {
   int count;
   const GemmS8S8S32Kernel* kernels = gemm_s8s8s32_kernels(&count);
-  const Isa isa = isa_in_use();
-  const GemmS8S8S32Kernel* best = kernels;
-  for (int i = 0; i < count; ++i) {
-    if (!isa_allowed(kernels[i].isa)) continue;
-    if (kernels[i].isa != best->isa || best->max_m == 0 || m > best->max_m) best = kernels + i;
+  const int64_t least_amx_rows =
+      weight_bytes <= kCachedWeightBytes ? kLeastAmxRowsCached : kLeastAmxRowsUncached;
+  int i = count - 1;
+  while (i > 0 && (!isa_allowed(kernels[i].isa) ||
+                   (kernels[i].isa == Isa::amx && m < least_amx_rows))) {
+    --i;
   }
-  (void)isa;
-  return *best;
+  return kernels[i];
 }
 
 LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads) {
-  LinearPlan plan{&select_gemm_s8s8s32(m), &select_quantize_rowwise(), 0, 1, 1};
+  LinearPlan plan{&select_gemm_s8s8s32(m, n * k_pad), &select_quantize_rowwise(), 0, 1, 1};
   const Isa isa = plan.gemm->isa;
   const int64_t rows = std::max<int64_t>(1, (m + kRowStep - 1) / kRowStep);
   const int64_t panels = std::max<int64_t>(1, (n + kPanelColumns - 1) / kPanelColumns);

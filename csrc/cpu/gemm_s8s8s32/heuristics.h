@@ -16,8 +16,8 @@ struct LinearPlan {
   int64_t tasks_m, tasks_n;  // the grid of tasks, tasks_m * tasks_n <= threads
 };
 
-// The kernel that selection takes for m rows (N and K matter only for cache blocks).
-FASTINFER_API const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m);
+// The kernel that selection takes for m rows and a weight of so many bytes.
+FASTINFER_API const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m, int64_t weight_bytes);
 
 FASTINFER_API LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads);
 

@@ -14,12 +14,15 @@ struct Zmm {
   using reg = __m512i;
   using Vec = Avx512Vec;
   static constexpr int kMaxRows = 8;
-  static constexpr int panels(int mr) { return mr == 1 ? 8 : mr <= 4 ? 6 : mr <= 6 ? 4 : 3; }
+  static constexpr int panels(int mr) { return mr <= 2 ? 8 : mr <= 4 ? 6 : mr <= 6 ? 4 : 3; }
 
   static reg load(const void* p) { return _mm512_loadu_si512(p); }
   static void store(void* p, reg v) { _mm512_storeu_si512(p, v); }
   static reg broadcast(int32_t four) { return _mm512_set1_epi32(four); }
-  static reg dpbusd(reg acc, reg a_u8, reg b_s8) { return _mm512_dpbusd_epi32(acc, a_u8, b_s8); }
+  // In assembly: GCC 12 copies each sum around the intrinsic.
+  static void dpbusd(reg& acc, reg a_u8, reg b_s8) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a_u8), "v"(b_s8));
+  }
 };
 }  // namespace
 

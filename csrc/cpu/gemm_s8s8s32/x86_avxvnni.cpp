@@ -18,8 +18,9 @@ struct Ymm {
   static reg load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store(void* p, reg v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
   static reg broadcast(int32_t four) { return _mm256_set1_epi32(four); }
-  static reg dpbusd(reg acc, reg a_u8, reg b_s8) {
-    return _mm256_dpbusd_avx_epi32(acc, a_u8, b_s8);
+  // In assembly: GCC 12 copies each sum around the intrinsic.
+  static void dpbusd(reg& acc, reg a_u8, reg b_s8) {
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(a_u8), "x"(b_s8));
   }
 };
 }  // namespace

@@ -18,56 +18,64 @@ namespace fastinfer::cpu {
 namespace {
 
 template <class R, int MR, int NP>
-void vnni_tile(const GemmS8S8S32& p, int64_t row, int64_t column) {
+void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t column) {
   constexpr int kRegs = 64 / int(sizeof(typename R::reg));  // registers a panel
   constexpr int kLanes = 16 / kRegs;
   const int64_t panel_bytes = kPanelColumns * p.k_pad;
   const int8_t* a = p.a + row * p.k_pad;
   const int8_t* b = p.panels + column * p.k_pad;
   typename R::reg acc_s32[MR][NP * kRegs];
+#pragma GCC unroll 32
   for (int j = 0; j < NP * kRegs; ++j) {
     const auto start = R::load(p.compensation + column + j * kLanes);
+#pragma GCC unroll 32
     for (int i = 0; i < MR; ++i) acc_s32[i][j] = start;
   }
   for (int64_t k = 0; k < p.k_pad; k += 4, a += 4, b += 64) {
     typename R::reg b_s8[NP * kRegs];
+#pragma GCC unroll 32
     for (int j = 0; j < NP * kRegs; ++j) {
       b_s8[j] = R::load(b + j / kRegs * panel_bytes + j % kRegs * int(sizeof(typename R::reg)));
     }
+#pragma GCC unroll 32
     for (int i = 0; i < MR; ++i) {
       int32_t four;
       std::memcpy(&four, a + i * p.k_pad, 4);
       const auto a_u8 = R::broadcast(four);
+#pragma GCC unroll 32
       for (int j = 0; j < NP * kRegs; ++j) {
-        acc_s32[i][j] = R::dpbusd(acc_s32[i][j], a_u8, b_s8[j]);
+        R::dpbusd(acc_s32[i][j], a_u8, b_s8[j]);
       }
     }
   }
   alignas(64) int32_t sums[MR][NP * kPanelColumns];
+#pragma GCC unroll 32
   for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 32
     for (int j = 0; j < NP * kRegs; ++j) R::store(&sums[i][j * kLanes], acc_s32[i][j]);
   }
-  epilogue<typename R::Vec>(p, sums[0], NP * kPanelColumns, row, MR, column,
-                            std::min<int64_t>(NP * kPanelColumns, p.n_end - column));
+  epilogue(p, sums[0], NP * kPanelColumns, row, MR, column,
+           std::min<int64_t>(NP * kPanelColumns, p.n_end - column));
 }
 
 // All columns from `column` on in groups of NP panels, for all row blocks of MR rows and one of
 // the rest; then the remaining panels in smaller groups.
 template <class R, int MR, int NP>
-void vnni_columns(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t column) {
+void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
+                  int64_t column) {
   for (; p.n_end - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
     int64_t i = 0;
-    for (; i + MR <= rows; i += MR) vnni_tile<R, MR, NP>(p, row + i, column);
+    for (; i + MR <= rows; i += MR) vnni_tile<R, MR, NP>(p, epilogue, row + i, column);
   }
   if constexpr (NP > 1) {
-    if (column < p.n_end) vnni_columns<R, MR, NP / 2>(p, row, rows, column);
+    if (column < p.n_end) vnni_columns<R, MR, NP / 2>(p, epilogue, row, rows, column);
   }
 }
 
 // Rows [row, p.m) in blocks as equal as they can be: at most one row more in one than in another.
 template <class R, int MR>
 void vnni_rows(const GemmS8S8S32& p, int64_t row, int64_t rows) {
-  vnni_columns<R, MR, R::panels(MR)>(p, row, rows, p.n_begin);
+  vnni_columns<R, MR, R::panels(MR)>(p, select_epilogue<typename R::Vec>(p), row, rows, p.n_begin);
 }
 
 template <class R, int MR>

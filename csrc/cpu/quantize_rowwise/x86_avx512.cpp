@@ -5,6 +5,8 @@
 // vcvtps2dq: nearest even), 2 x vpackssdw, 1 x vpacksswb, 1 x vpermd to undo the interleaving of
 // the 128-bit lanes, vpxord, one 64-byte store. The packs never saturate: |q| <= 127.
 // Bound by reading x: pass 1 from memory, pass 2 from L1 or L2.
+#include <algorithm>
+
 #include "cpu/quantize_rowwise/layout.h"
 #include "cpu/vec/avx512.h"
 
@@ -43,15 +45,26 @@ inline uint32_t max_magnitude(const char* x, int64_t k) {
 }
 
 template <DType kType>
-void quantize_row(const QuantizeRowwise& p, int64_t m) {
+void quantize_row(const QuantizeRowwise& p, int64_t m, const RowScale& s) {
   const char* x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
-  const RowScale s = row_scale(max_magnitude<kType>(x, p.k));
-  p.scale[m] = s.scale;
   const RowDestination row = row_destination(p, m);
   const __m512i flip = _mm512_set1_epi8(char(p.flip));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512 inverse = _mm512_set1_ps(s.inverse);
-  for (int64_t k = 0; k < p.k_store; k += 64) {
+  int64_t k = 0;
+  if (s.finite) {
+    for (; k + 64 <= p.k; k += 64) {
+      const char* from = x + k * size_of(kType);
+      const auto q32 = [&](int64_t i) {
+        return _mm512_cvtps_epi32(_mm512_mul_ps(V::load(from + i * size_of(kType), kType), inverse));
+      };
+      const __m512i q = _mm512_packs_epi16(_mm512_packs_epi32(q32(0), q32(16)),
+                                           _mm512_packs_epi32(q32(32), q32(48)));
+      _mm512_storeu_si512(row.q + k / 64 * row.k_block_stride,
+                          _mm512_xor_si512(_mm512_permutexvar_epi32(order, q), flip));
+    }
+  }
+  for (; k < p.k_store; k += 64) {
     __m512i q = _mm512_setzero_si512();
     if (s.finite && k < p.k) {
       const auto q32 = [&](int64_t i) {
@@ -71,15 +84,32 @@ void quantize_row(const QuantizeRowwise& p, int64_t m) {
   }
 }
 
+// Pass 1 over a few rows, then pass 2 over them: the maxima and divisions of one row overlap with
+// the loads of the next, and the rows are still in L1.
+template <DType kType>
+void quantize_rows(const QuantizeRowwise& p) {
+  constexpr int64_t kMostRows = 16, kBytes = 24 << 10;
+  const int64_t row_bytes = p.k * size_of(kType) + 1;
+  const int64_t group = std::min(kMostRows, std::max<int64_t>(1, kBytes / row_bytes));
+  RowScale scales[kMostRows];
+  for (int64_t m = 0; m < p.rows; m += group) {
+    const int64_t rows = std::min(group, p.rows - m);
+    for (int64_t r = 0; r < rows; ++r) {
+      const char* x = static_cast<const char*>(p.x) + (m + r) * p.ldx_bytes;
+      scales[r] = row_scale(max_magnitude<kType>(x, p.k));
+      p.scale[m + r] = scales[r].scale;
+    }
+    for (int64_t r = 0; r < rows; ++r) quantize_row<kType>(p, m + r, scales[r]);
+  }
+}
+
 }  // namespace
 
 void quantize_rowwise_avx512(const QuantizeRowwise& p) {
-  for (int64_t m = 0; m < p.rows; ++m) {
-    switch (p.x_dtype) {
-      case DType::bf16: quantize_row<DType::bf16>(p, m); break;
-      case DType::f16: quantize_row<DType::f16>(p, m); break;
-      default: quantize_row<DType::f32>(p, m);
-    }
+  switch (p.x_dtype) {
+    case DType::bf16: return quantize_rows<DType::bf16>(p);
+    case DType::f16: return quantize_rows<DType::f16>(p);
+    default: return quantize_rows<DType::f32>(p);
   }
 }
 
