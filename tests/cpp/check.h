@@ -2,6 +2,7 @@
 // sanitizers, where a framework of someone else's would have to be cross-built first.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -10,7 +11,7 @@ namespace fastinfer::test {
 
 // Counts checks and failures of the whole program; names the case at hand in failures.
 struct Results {
-  int64_t checks = 0, failed = 0;
+  std::atomic<int64_t> checks{0}, failed{0};  // tests of threads check from several
   int groups_passed = 0, groups_failed = 0;
   std::string context;
 };
