@@ -106,7 +106,9 @@ def _make(groups: list[list[Layer]], progress: bool | None) -> dict[nn.Linear, Q
     if progress is None:
         weights = sum(group[0].module.weight.numel() for group in groups)
         progress = (weights > _LONG_WEIGHTS or len(groups) > _LONG_LAYERS) and console.is_terminal
-    with Progress(console=console, transient=console.is_terminal, disable=not progress) as bar:
+    bar = Progress(console=console, transient=console.is_terminal, disable=not progress)
+    # Made as normal tensors even within inference_mode, or nothing could be loaded into them later.
+    with torch.inference_mode(False), torch.no_grad(), bar:
         for group in bar.track(groups, description="Quantising"):
             first = made[group[0].module] = QuantizedLinear.from_linear(group[0].module)
             for layer in group[1:]:

@@ -92,7 +92,7 @@ class Summary(Printable):
         table.add_column("in x out", justify="right", no_wrap=True)
         table.add_column("now")
         table.add_column(unit, justify="right", no_wrap=True)
-        table.add_column("SQNR, dB", justify="right")
+        table.add_column("weight\nSQNR, dB", justify="right")
         if timed:
             table.add_column("ms", justify="right", no_wrap=True)
         for line in lines:
