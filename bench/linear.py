@@ -78,7 +78,8 @@ def isa(options: Options) -> Iterator[Record]:
             for line in done.stdout.splitlines():
                 if line.startswith("hot"):
                     options.report(f"  {line}")
-            yield from records.relabel(records.read_csv(path), f"isa {name}")
+            note = f"held down to {name}"
+            yield from records.relabel(records.read_csv(path), f"isa {name}", note)
 
 
 SECTIONS: dict[str, Callable[[Options], Iterator[Record]]] = {

@@ -69,6 +69,6 @@ def read_csv(path: Path) -> list[Record]:
         ]
 
 
-def relabel(records: Iterable[Record], section: str) -> list[Record]:
-    """The same records under another section."""
-    return [replace(record, section=section) for record in records]
+def relabel(records: Iterable[Record], section: str, note: str) -> list[Record]:
+    """The same records under another section, with a note."""
+    return [replace(record, section=section, note=note) for record in records]
