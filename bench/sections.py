@@ -82,6 +82,8 @@ def our_layer(k: int, n: int) -> QuantizedLinear:
 
 
 def as_record(section: str, candidate: str, timing: Timing, **fields: object) -> Record:
+    if candidate == OURS:
+        fields["kind"] = "ours"
     return Record(
         section=section,
         candidate=candidate,
