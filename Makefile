@@ -45,8 +45,9 @@ $(BUILD)/.installed: $(NATIVE) | $(VENV)/.installed
 
 # A wheel, checked, installed beside torch alone, and tried there.
 wheel: $(VENV)/.dev
-	rm -rf dist build/wheel-env
-	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --config-settings=build-dir=build/wheel -w dist .
+	rm -rf dist build/wheel-env build/wheel-raw
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --config-settings=build-dir=build/wheel -w build/wheel-raw .
+	auditwheel repair --exclude 'libtorch*' -w dist build/wheel-raw/fastinfer-*.whl
 	auditwheel show dist/fastinfer-*.whl
 	$(PYTHON) -m venv build/wheel-env
 	build/wheel-env/bin/python -m pip install --quiet '$(TORCH)'
