@@ -24,6 +24,9 @@ endif()
 
 # Adds to `target` the ISA files of one kernel family that this architecture can compile.
 function(fastinfer_add_isa_sources target family)
+  # A new file comes with a new row: look for files again when the rows change.
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
+    "${PROJECT_SOURCE_DIR}/csrc/cpu/${family}/kernels.inc")
   foreach(row IN LISTS FASTINFER_ISA_TABLE)
     string(REPLACE "|" ";" fields "${row}")
     list(GET fields 0 isa)
