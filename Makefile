@@ -9,13 +9,13 @@ PY := $(VENV)/bin/python
 # The editable install keeps its objects here, so that one touched kernel is one compilation.
 BUILD := build/native
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
-CXX_FILES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+CXX_FILES := $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp')
 PIP_INSTALL := $(PY) -m pip install --quiet
 EDITABLE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test bench lint wheel asan tsan cross native clean
+.PHONY: demo test bench lint format wheel asan tsan cross native clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo native
@@ -34,6 +34,11 @@ lint: $(VENV)/.dev
 	clang-format --dry-run --Werror $(CXX_FILES)
 	cmake --preset dev >/dev/null
 	cmake --build --preset dev
+
+format: $(VENV)/.dev
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(CXX_FILES)
 
 # Rebuilds what changed and puts it into the editable install.
 native: $(BUILD)/.installed

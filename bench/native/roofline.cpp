@@ -28,22 +28,20 @@ double since(Clock::time_point start) {
 
 // n rounds of twelve independent chains, which hide a latency of 4 to 5 cycles at two operations
 // a cycle. In asm, so that the compiler neither folds the loop nor spills an accumulator.
-#define FASTINFER_CHAINS(name, isa, T, value, instructions)                         \
-  __attribute__((target(isa))) void name(int64_t n) {                               \
-    const T a = value;                                                              \
-    T acc[12];                                                                      \
-    for (T& v : acc) v = a;                                                         \
-    for (int64_t i = 0; i < n; ++i) {                                               \
-      for (T& v : acc) asm volatile(instructions : "+v"(v) : "v"(a) : "xmm15");     \
-    }                                                                               \
+#define FASTINFER_CHAINS(name, isa, T, value, instructions)                     \
+  __attribute__((target(isa))) void name(int64_t n) {                           \
+    const T a = value;                                                          \
+    T acc[12];                                                                  \
+    for (T& v : acc) v = a;                                                     \
+    for (int64_t i = 0; i < n; ++i) {                                           \
+      for (T& v : acc) asm volatile(instructions : "+v"(v) : "v"(a) : "xmm15"); \
+    }                                                                           \
   }
 
 FASTINFER_CHAINS(vnni_loop, "avx512f,avx512vnni", __m512i, _mm512_set1_epi8(3),
                  "vpdpbusd %1, %1, %0")
-FASTINFER_CHAINS(fma512_loop, "avx512f", __m512, _mm512_set1_ps(0.5f),
-                 "vfmadd231ps %1, %1, %0")
-FASTINFER_CHAINS(fma256_loop, "avx2,fma", __m256, _mm256_set1_ps(0.5f),
-                 "vfmadd231ps %1, %1, %0")
+FASTINFER_CHAINS(fma512_loop, "avx512f", __m512, _mm512_set1_ps(0.5f), "vfmadd231ps %1, %1, %0")
+FASTINFER_CHAINS(fma256_loop, "avx2,fma", __m256, _mm256_set1_ps(0.5f), "vfmadd231ps %1, %1, %0")
 // vpmaddwd and the add that follows it: what int8 costs where there is no VNNI.
 FASTINFER_CHAINS(madd256_loop, "avx2", __m256i, _mm256_set1_epi16(3),
                  "vpmaddwd %1, %1, %%ymm15\n\tvpaddd %%ymm15, %0, %0")
@@ -105,8 +103,8 @@ __attribute__((target("avx2"))) uint64_t read_avx2(const char* p, int64_t bytes)
   for (auto& v : acc) v = _mm256_setzero_si256();
   for (int64_t i = 0; i < bytes; i += 256) {
     for (int j = 0; j < 8; ++j) {
-      acc[j] = _mm256_or_si256(
-          acc[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(p + i + 32 * j)));
+      acc[j] = _mm256_or_si256(acc[j],
+                               _mm256_load_si256(reinterpret_cast<const __m256i*>(p + i + 32 * j)));
     }
   }
   for (int j = 1; j < 8; ++j) acc[0] = _mm256_or_si256(acc[0], acc[j]);

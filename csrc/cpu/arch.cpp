@@ -22,8 +22,8 @@ bool amx_self_test();
 
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"generic",    "avx2", "avxvnni", "avx512vnni",
-                                           "amx",        "neondot", "neoni8mm"};
+constexpr const char* kNames[kIsaCount] = {"generic", "avx2",    "avxvnni", "avx512vnni",
+                                           "amx",     "neondot", "neoni8mm"};
 
 struct Probe {
   bool ok[kIsaCount] = {};
@@ -85,9 +85,9 @@ Probe probe() {
   p.set(Isa::generic, nullptr);
   p.set(Isa::avx2, avx2 ? nullptr : "the CPU or the operating system lacks AVX2, FMA or F16C");
   p.set(Isa::avxvnni, avx2 && bit(leaf7_1.a, 4) ? nullptr : "the CPU lacks AVX-VNNI");
-  p.set(Isa::avx512vnni, avx2 && avx512
-                             ? nullptr
-                             : "the CPU or the operating system lacks AVX-512 F, DQ, BW, VL or VNNI");
+  p.set(Isa::avx512vnni,
+        avx2 && avx512 ? nullptr
+                       : "the CPU or the operating system lacks AVX-512 F, DQ, BW, VL or VNNI");
   p.set(Isa::amx, avx2 && avx512 ? probe_amx(xcr) : "AMX rows need AVX-512 VNNI too");
   p.set(Isa::neondot, "an Arm instruction set");
   p.set(Isa::neoni8mm, "an Arm instruction set");

@@ -63,16 +63,13 @@ Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scal
   p.m = rows.m;
   p.out = out.mutable_data_ptr();
   p.out_ld_bytes = p.weight.n * cpu::size_of(p.out_dtype);
-  STD_TORCH_CHECK(
-      cpu::linear_w8a8(p, int(torch::stable::get_num_threads()), parallel_for), kOp,
-      ": out of memory for the quantised rows of x, shape ", shape_text(x));
+  STD_TORCH_CHECK(cpu::linear_w8a8(p, int(torch::stable::get_num_threads()), parallel_for), kOp,
+                  ": out of memory for the quantised rows of x, shape ", shape_text(x));
   return out;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) {
-  m.impl("linear_w8a8", TORCH_BOX(&linear_w8a8));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) { m.impl("linear_w8a8", TORCH_BOX(&linear_w8a8)); }
 
 }  // namespace fastinfer::ops

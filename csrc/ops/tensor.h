@@ -23,9 +23,7 @@ inline std::string shape_text(const Tensor& t) {
   return text + "]";
 }
 
-inline const char* dtype_text(ScalarType dtype) {
-  return torch::headeronly::toString(dtype);
-}
+inline const char* dtype_text(ScalarType dtype) { return torch::headeronly::toString(dtype); }
 
 inline std::optional<cpu::DType> float_dtype(ScalarType dtype) {
   if (dtype == ScalarType::Float) return cpu::DType::f32;
@@ -52,8 +50,8 @@ inline void check_vector(const char* op, const char* name, const Tensor& t, Scal
   STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " has dtype ",
                   dtype_text(t.scalar_type()), ", want ", dtype_text(dtype));
   STD_TORCH_CHECK(t.dim() == 1 && (n < 0 || t.size(0) == n), op, ": ", name, " has shape ",
-                  shape_text(t), ", want ", n < 0 ? std::string("one dimension")
-                                                  : "[" + std::to_string(n) + "]");
+                  shape_text(t), ", want ",
+                  n < 0 ? std::string("one dimension") : "[" + std::to_string(n) + "]");
   STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " has stride ", t.stride(0),
                   ", want a contiguous vector");
 }

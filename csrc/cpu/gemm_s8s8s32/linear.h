@@ -8,19 +8,19 @@
 namespace fastinfer::cpu {
 
 struct LinearW8A8 {
-  const void* x;            // m rows of k elements, unit stride along k
+  const void* x;  // m rows of k elements, unit stride along k
   DType x_dtype;
   int64_t ldx_bytes;
   int64_t m;
   PackedWeight weight;
-  const float* w_scale;     // [n]
-  const float* bias;        // [n] or null
+  const float* w_scale;  // [n]
+  const float* bias;     // [n] or null
   Activation activation;
-  const void* residual;     // m x n, out_dtype, or null
+  const void* residual;  // m x n, out_dtype, or null
   int64_t residual_ld_bytes;
-  void* out;                // m x n
+  void* out;  // m x n
   int64_t out_ld_bytes;
-  DType out_dtype;          // f32, bf16, f16
+  DType out_dtype;  // f32, bf16, f16
 };
 
 // Runs task(context, i) for every i in [0, count), possibly at once, and returns when all are done.

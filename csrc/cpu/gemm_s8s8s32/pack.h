@@ -15,8 +15,8 @@
 namespace fastinfer::cpu {
 
 struct PackedHeader {
-  char magic[8];        // "FASTINFR"
-  char layout[16];      // tag of the layout, zero-padded
+  char magic[8];    // "FASTINFR"
+  char layout[16];  // tag of the layout, zero-padded
   uint32_t version;
   uint32_t reserved;
   int64_t n;

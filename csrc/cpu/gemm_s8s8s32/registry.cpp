@@ -9,7 +9,7 @@ namespace fastinfer::cpu {
 
 namespace {
 constexpr GemmS8S8S32Kernel kKernels[] = {
-#define KERNEL(isa, mr, nr, kr, tile_rows, flip)                             \
+#define KERNEL(isa, mr, nr, kr, tile_rows, flip)                                        \
   {"gemm_s8s8s32_" #mr "x" #nr "x" #kr "_" #isa, Isa::isa, mr, nr, kr, tile_rows, flip, \
    gemm_s8s8s32_##mr##x##nr##x##kr##_##isa},
 #include "cpu/gemm_s8s8s32/kernels.inc"

@@ -37,8 +37,8 @@ inline typename V::F silu(typename V::F x) {
 // 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)),  u = sqrt(2/pi) (x + 0.044715 x^3)
 template <class V>
 inline typename V::F gelu_tanh(typename V::F x) {
-  const typename V::F minus_2u = V::mul(
-      x, V::fma(V::mul(x, x), V::set1(-0.0713548162726f), V::set1(-1.59576912161f)));
+  const typename V::F minus_2u =
+      V::mul(x, V::fma(V::mul(x, x), V::set1(-0.0713548162726f), V::set1(-1.59576912161f)));
   return V::div(x, V::add(V::set1(1.0f), exp<V>(minus_2u)));
 }
 
