@@ -112,18 +112,20 @@ OUT_U = {"f32": 0.0, "bf16": 2.0**-8, "f16": 2.0**-11}
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kernel", rows("gemm_s8s8s32"))
 def test_epilogue(kernel, activation, dtype, with_bias, with_residual, rng):
-    """Within four roundings of float64 (two scales, bias, residual) and the reference's bits."""
+    """Within the roundings of its formula of float64, and the reference's bits."""
     for m, n in [(1, 1), (kernel["mr"] + 1, 2 * kernel["nr"] + 3)]:
         k = 2 * kernel["kr"] + 3
         a, w = int8(rng, m, k), int8(rng, n, k)
         a_scale = rng.uniform(0.5, 2, m).astype(np.float32) / 127
         w_scale = rng.uniform(0.5, 2, n).astype(np.float32) / 127
+        a_offset = rng.standard_normal(m, dtype=np.float32)
         bias = rng.standard_normal(n, dtype=np.float32) if with_bias else None
         residual = rng.standard_normal((m, n), dtype=np.float32) if with_residual else None
         arguments = (
             *(a, w, a_scale, w_scale, bias, ACTIVATIONS.index(activation)),
             None if residual is None else from_float32(residual, dtype),
             dtype,
+            a_offset,
         )
         got = _C.gemm_s8s8s32(kernel["name"], *arguments)
         generic = _C.gemm_s8s8s32("gemm_s8s8s32_1x16x4_generic", *arguments)
@@ -131,10 +133,14 @@ def test_epilogue(kernel, activation, dtype, with_bias, with_residual, rng):
 
         acc = a.astype(np.float64) @ w.astype(np.float64).T
         product = acc * w_scale.astype(np.float64) * a_scale.astype(np.float64)[:, None]
-        z = product + (0 if bias is None else bias.astype(np.float64))
+        # float(sum) * w_scale: two roundings; then one of the inner multiply-add.
+        shift = w.astype(np.float64).sum(1) * w_scale * a_offset.astype(np.float64)[:, None]
+        inner = shift + (0 if bias is None else bias.astype(np.float64))
+        z = product + inner
         y = activate(activation, z)
         bound = U * (
-            SLOPE[activation] * (2 * abs(product) + abs(z)) + ACTIVATION_U[activation] * abs(z)
+            SLOPE[activation] * (2 * abs(product) + 2 * abs(shift) + abs(inner) + abs(z))
+            + ACTIVATION_U[activation] * abs(z)
         )
         if residual is not None:
             y = y + to_float64(arguments[6], dtype)
@@ -147,28 +153,37 @@ def test_epilogue(kernel, activation, dtype, with_bias, with_residual, rng):
 
 @pytest.mark.parametrize("k", [0, 1, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 131, 200, 1000])
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("kernel", rows("quantize_rowwise"))
-def test_quantize_rowwise_bits(kernel, dtype, k, rng):
+def test_quantize_rowwise_bits(kernel, symmetric, dtype, k, rng):
     """The formula in float32 with numpy, bit for bit, over rows of all magnitudes."""
     x = rng.standard_normal((9, k), dtype=np.float32)
     x *= np.float32(2) ** rng.integers(-12, 12, (9, 1)).astype(np.float32)
     x[3] = 0
+    x[4:7] += np.float32(3)
     bits = from_float32(x, dtype)
     x = to_float64(bits, dtype).astype(np.float32)
-    a = np.maximum(abs(x).max(axis=1, initial=0), np.float32(2.0**-118))
-    q, scale = _C.quantize_rowwise(kernel["name"], bits, dtype)
+    half = np.float32(0.5)
+    low, high = (x.min(1), x.max(1)) if k else (np.zeros(9, np.float32), np.zeros(9, np.float32))
+    middle = np.zeros(9, np.float32) if symmetric else high * half + low * half
+    a = np.maximum(np.maximum(high - middle, middle - low), np.float32(2.0**-118))
+    q, scale, *offset = _C.quantize_rowwise(kernel["name"], bits, dtype, symmetric)
+    np.testing.assert_array_equal(offset, [] if symmetric else [middle])
     np.testing.assert_array_equal(scale, a / np.float32(127))
-    np.testing.assert_array_equal(q, np.rint(x * (np.float32(127) / a)[:, None]))
+    want = np.rint((x - middle[:, None]) * (np.float32(127) / a)[:, None])
+    np.testing.assert_array_equal(q, want)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", [0, 16, 36])
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("kernel", rows("quantize_rowwise"))
-def test_quantize_rowwise_poisoned_row(kernel, where, poison, rng):
+def test_quantize_rowwise_poisoned_row(kernel, symmetric, where, poison, rng):
     x = rng.standard_normal((3, 37), dtype=np.float32)
     x[1, where] = poison
-    q, scale = _C.quantize_rowwise(kernel["name"], x)
+    q, scale, *offset = _C.quantize_rowwise(kernel["name"], x, symmetric=symmetric)
     assert np.isnan(scale).tolist() == [False, True, False]
+    assert all(o[1] == 0 and np.isfinite(o).all() for o in offset)
     assert not q[1].any()
     assert abs(q[[0, 2]]).max(axis=1).tolist() == [127, 127]
 

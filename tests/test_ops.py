@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from fastinfer import ops
+from fastinfer import _C, ops
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 U = 2.0**-24  # unit roundoff of float32
@@ -32,6 +32,20 @@ def weights(rng, n, k):
     return w, ops.pack_w8(w), scale, bias
 
 
+def quantize_around_offset(x):
+    """What linear_w8a8 makes of x [..., K]: int8 [..., K], scales [...], offsets [...]."""
+    name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[x.dtype]
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    bits = rows.numpy() if name == "f32" else rows.view(torch.uint16).numpy()
+    q, scale, offset = _C.quantize_rowwise("quantize_rowwise_generic", bits, name, symmetric=False)
+    lead = x.shape[:-1]
+    return (
+        torch.from_numpy(q).view(x.shape),
+        torch.from_numpy(scale).view(lead),
+        torch.from_numpy(offset).view(lead),
+    )
+
+
 def same_bits(a, b):
     """Equal in dtype, shape and every bit (NaN included)."""
     return a.dtype == b.dtype and torch.equal(
@@ -49,12 +63,15 @@ def test_linear_against_float64_and_the_generic_isa(isa, force_isa, lead, n, k, 
     assert y.dtype == dtype
     assert y.is_contiguous()
 
-    q, x_scale = ops.quantize_rowwise(x)
+    q, x_scale, x_offset = quantize_around_offset(x)
     acc = q.double() @ w.double().T
     product = acc * scale.double() * x_scale.double()[..., None]
-    want = product + bias.double()
-    # float(acc) * w_scale * x_scale + bias: three roundings, then the one of the output.
-    bound = U * (2 * product.abs() + want.abs()) * (1 + 2.0**-20)
+    shift = w.double().sum(1) * scale.double() * x_offset.double()[..., None]
+    want = product + shift + bias.double()
+    # The formula of csrc/cpu/gemm_s8s8s32/gemm_s8s8s32.h: two roundings of each product, one of
+    # each multiply-add, then the one of the output.
+    bound = 2 * product.abs() + 2 * shift.abs() + (shift + bias.double()).abs() + want.abs()
+    bound = U * bound * (1 + 2.0**-20)
     bound += OUT_U[dtype] * want.abs() * (1 + 2.0**-10) + 2.0**-25 * (dtype == torch.float16)
     assert ((y.double() - want).abs() <= bound).all()
 

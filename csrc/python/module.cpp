@@ -94,7 +94,7 @@ py::list kernels() {
 }
 
 py::tuple run_quantize_rowwise(const std::string& name, const py::array& x,
-                               const std::string& dtype) {
+                               const std::string& dtype, bool symmetric) {
   int count;
   const auto* all = quantize_rowwise_kernels(&count);
   const auto& kernel = find_kernel(all, count, name);
@@ -110,11 +110,14 @@ py::tuple run_quantize_rowwise(const std::string& name, const py::array& x,
   Array<float> scale(p.rows);
   p.q = q.mutable_data();
   p.scale = scale.mutable_data();
+  Array<float> offset(symmetric ? 0 : p.rows);
+  if (!symmetric) p.offset = offset.mutable_data();
   {
     py::gil_scoped_release release;
     kernel.run(p);
   }
-  return py::make_tuple(q, scale);
+  if (symmetric) return py::make_tuple(q, scale);
+  return py::make_tuple(q, scale, offset);
 }
 
 // The A operand of `kernel` from plain int8 rows: the layout of quantize_rowwise.h.
@@ -138,7 +141,8 @@ py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a,
                            const Array<int8_t>& w, const Array<float>& a_scale,
                            const Array<float>& w_scale, const std::optional<Array<float>>& bias,
                            int activation, const std::optional<py::array>& residual,
-                           const std::string& out_dtype) {
+                           const std::string& out_dtype,
+                           const std::optional<Array<float>>& a_offset) {
   int count;
   const auto* all = gemm_s8s8s32_kernels(&count);
   const auto& kernel = find_kernel(all, count, name);
@@ -146,8 +150,9 @@ py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a,
     throw py::value_error("a, w: want int8 [M, K] and [N, K] with K <= 131071");
   }
   const int64_t m = a.shape(0), n = w.shape(0), k = a.shape(1);
-  if (a_scale.size() != m || w_scale.size() != n || (bias && bias->size() != n)) {
-    throw py::value_error("a_scale, w_scale, bias: want [M], [N], [N]");
+  if (a_scale.size() != m || w_scale.size() != n || (bias && bias->size() != n) ||
+      (a_offset && a_offset->size() != m)) {
+    throw py::value_error("a_scale, w_scale, bias, a_offset: want [M], [N], [N], [M]");
   }
   if (activation < 0 || activation >= kActivationCount) {
     throw py::value_error("activation: want 0 to " + std::to_string(kActivationCount - 1));
@@ -163,7 +168,9 @@ py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a,
   p.n_end = n;
   p.k_pad = weight.k_pad;
   p.a = static_cast<const int8_t*>(rows.get());
+  const std::vector<float> zeros(a_offset ? 0 : size_t(m));
   p.a_scale = a_scale.data();
+  p.a_offset = a_offset ? a_offset->data() : zeros.data();
   p.panels = weight.panels;
   p.compensation = weight.compensation;
   p.b_scale = w_scale.data();
@@ -222,12 +229,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("select", &select_kernels, py::arg("m"), py::arg("n"), py::arg("k"), py::arg("threads") = 1,
         "What linear_w8a8 takes for a shape: kernels, cache block, grid of tasks.");
   m.def("quantize_rowwise", &run_quantize_rowwise, py::arg("kernel"), py::arg("x"),
-        py::arg("dtype") = "f32",
+        py::arg("dtype") = "f32", py::arg("symmetric") = true,
         "Runs a quantize_rowwise kernel by name: x [M, K] (bf16, f16 as uint16 bits) -> int8 "
-        "[M, K], float32 [M].");
+        "[M, K], float32 scales [M], and unless symmetric float32 offsets [M].");
   m.def("gemm_s8s8s32", &run_gemm_s8s8s32, py::arg("kernel"), py::arg("a"), py::arg("w"),
         py::arg("a_scale"), py::arg("w_scale"), py::arg("bias") = py::none(),
         py::arg("activation") = 0, py::arg("residual") = py::none(), py::arg("out_dtype") = "f32",
+        py::arg("a_offset") = py::none(),
         "Runs a gemm_s8s8s32 kernel by name: int8 a [M, K], w [N, K] -> [M, N] (s32: the sums).");
   m.def("build_info", [] {
     return py::dict("compiler"_a = FASTINFER_COMPILER, "build_type"_a = FASTINFER_BUILD_TYPE,

@@ -19,7 +19,7 @@ namespace {
 struct Problem {
   int64_t m, n, k, k_pad, n_pad;
   std::vector<int8_t> a, b;  // [m, k], [n, k]
-  std::vector<float> a_scale, b_scale, bias;
+  std::vector<float> a_scale, a_offset, b_scale, bias;
   std::vector<uint8_t> packed;
   PackedWeight weight;
 
@@ -35,6 +35,7 @@ struct Problem {
     for (int8_t& v : a) v = extremes ? int8_t(-128) : random.byte();
     for (int8_t& v : b) v = extremes ? int8_t(-128) : random.byte();
     for (int64_t i = 0; i < m; ++i) a_scale.push_back((random.unit() + 1.5f) * 0x1p-8f);
+    for (int64_t i = 0; i < m; ++i) a_offset.push_back(random.unit());
     for (int64_t i = 0; i < n; ++i) b_scale.push_back((random.unit() + 1.5f) * 0x1p-9f);
     for (int64_t i = 0; i < n; ++i) bias.push_back(random.unit() * 4);
     pack_w8(b.data(), n, k, packed.data());
@@ -77,6 +78,7 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
     return Guarded(v.data(), int64_t(v.size() * sizeof(v[0])), options.side);
   };
   const Guarded a = guarded(layout), a_scale = guarded(problem.a_scale);
+  const Guarded a_offset = guarded(problem.a_offset);
   const Guarded b_scale = guarded(problem.b_scale), bias = guarded(problem.bias);
   const Guarded compensation(problem.weight.compensation, problem.n_pad * 4, options.side);
   const Guarded panels(problem.weight.panels, problem.n_pad * problem.k_pad, options.side);
@@ -95,6 +97,7 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
   p.k_pad = problem.k_pad;
   p.a = a.as<int8_t>();
   p.a_scale = a_scale.as<float>();
+  p.a_offset = a_offset.as<float>();
   p.panels = panels.as<int8_t>();
   p.compensation = compensation.as<int32_t>();
   p.b_scale = b_scale.as<float>();
@@ -230,6 +233,7 @@ void check_misaligned(const GemmS8S8S32Kernel& kernel) {
     p.panels = weight.panels;
     p.compensation = weight.compensation;
     p.a_scale = problem.a_scale.data();
+    p.a_offset = problem.a_offset.data();
     p.b_scale = problem.b_scale.data();
     p.out = got.data();
     p.out_ld_bytes = problem.n * 4;

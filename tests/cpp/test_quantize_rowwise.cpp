@@ -20,6 +20,7 @@ struct Case {
   int64_t rows, k, k_store, tile_rows;
   uint8_t flip;
   Side side;
+  bool symmetric;
 };
 
 // Rows of many kinds: Gaussian-like, all zero, one outlier, halves (ties), subnormal, the largest
@@ -38,7 +39,7 @@ std::vector<uint8_t> rows_of(Random& random, const Case& c) {
     const auto one = [&](uint32_t f32, uint16_t bf16, uint16_t f16) {
       set(row, at, f32 | sign << 31, uint16_t(bf16 | sign << 15), uint16_t(f16 | sign << 15));
     };
-    switch (row % 9) {
+    switch (row % 10) {
       case 1:
         for (int64_t i = 0; i < c.k; ++i) set(row, i, 0x80000000u, 0x8000, 0x8000);  // -0
         break;
@@ -57,6 +58,12 @@ std::vector<uint8_t> rows_of(Random& random, const Case& c) {
         }
         one(0x42fe0000u, 0x42fe, 0x57f0);
         break;
+      case 8:  // all but one far from zero and close together
+        for (int64_t i = 0; i < c.k; ++i) {
+          const uint32_t step = uint32_t(random.below(2));
+          set(row, i, 0x3f800000u + step, uint16_t(0x3f80 + step), uint16_t(0x3c00 + step));
+        }
+        break;
       case 7: one(0x7fbfffffu, 0x7fbf, 0x7dff); break;  // a signalling NaN
       default: break;
     }
@@ -69,7 +76,8 @@ void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
                       " rows=" + std::to_string(c.rows) + " k=" + std::to_string(c.k) +
                       " k_store=" + std::to_string(c.k_store) +
                       " tile_rows=" + std::to_string(c.tile_rows) +
-                      " flip=" + std::to_string(c.flip) + (c.side == Side::end ? " end" : " begin");
+                      " flip=" + std::to_string(c.flip) + (c.side == Side::end ? " end" : " begin") +
+                      (c.symmetric ? " symmetric" : " offset");
   const int64_t size = size_of(c.dtype), ldx = (c.k + 1) * size;
   Random random(uint64_t(c.rows * 7919 + c.k));
   const auto values = rows_of(random, c);
@@ -78,6 +86,7 @@ void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
     std::memcpy(x.as<char>() + row * ldx, &values[size_t(row * c.k * size)], size_t(c.k * size));
   }
   const Guarded q(c.rows * c.k_store, c.side), scale(c.rows * 4, c.side);
+  const Guarded offset(c.rows * 4, c.side);
   QuantizeRowwise p{};
   p.x = x.as<char>();
   p.x_dtype = c.dtype;
@@ -89,17 +98,29 @@ void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
   p.flip = c.flip;
   p.q = q.as<int8_t>();
   p.scale = scale.as<float>();
+  p.offset = c.symmetric ? nullptr : offset.as<float>();
   kernel.run(p);
 
-  bool scales = true, codes = true;
+  bool scales = true, offsets = true, codes = true;
   for (int64_t row = 0; row < c.rows; ++row) {
-    float most = 0x1p-118f;
     bool finite = true;
     std::vector<float> v;
     for (int64_t i = 0; i < c.k; ++i) {
       v.push_back(float(element(x.as<char>() + row * ldx + i * size, c.dtype)));
       finite = finite && std::isfinite(v.back());
-      most = std::max(most, std::fabs(v.back()));
+    }
+    // std::minmax_element takes no NaN, and rows that hold one are not asked for their range.
+    float low = 0, high = 0;
+    if (finite && c.k > 0) {
+      low = *std::min_element(v.begin(), v.end());
+      high = *std::max_element(v.begin(), v.end());
+    }
+    const float middle = c.symmetric ? 0.0f : high * 0.5f + low * 0.5f;
+    const float most = std::max({high - middle, middle - low, 0x1p-118f});
+    if (!c.symmetric) {
+      // +0 and never -0, whatever the signs of the zeros of the row.
+      const float got = offset.as<float>()[row];
+      offsets = offsets && got == (finite ? middle : 0.0f) && !(got == 0.0f && std::signbit(got));
     }
     scales = scales && (finite ? scale.as<float>()[row] == most / 127.0f
                                : std::isnan(scale.as<float>()[row]));
@@ -107,7 +128,7 @@ void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
     const int64_t first = row / c.tile_rows * c.tile_rows;
     const int64_t block_rows = std::min(c.tile_rows, c.rows - first);
     for (int64_t i = 0; i < c.k_store; ++i) {
-      const int want = i < c.k && finite ? int(std::nearbyint(v[size_t(i)] * inverse)) : 0;
+      const int want = i < c.k && finite ? int(std::nearbyint((v[size_t(i)] - middle) * inverse)) : 0;
       const int64_t at = c.tile_rows == 1 ? row * c.k_store + i
                                           : first * c.k_store + i / 64 * block_rows * 64 +
                                                 (row - first) * 64 + i % 64;
@@ -115,6 +136,7 @@ void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
     }
   }
   CHECK(scales);
+  CHECK(offsets);
   CHECK(codes);
 }
 
@@ -136,10 +158,12 @@ void test_quantize_rowwise() {
           for (int64_t k : {0, 1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 131, 200}) {
             const int64_t padded = (k + 63) / 64 * 64;
             for (Side side : {Side::end, Side::begin}) {
-              for (int flip : {0x00, 0x80}) {
-                check_case(kernel, {dtype, rows, k, k, 1, uint8_t(flip), side});
-                check_case(kernel, {dtype, rows, k, padded, 1, uint8_t(flip), side});
-                check_case(kernel, {dtype, rows, k, padded, 16, uint8_t(flip), side});
+              for (int turn = 0; turn < 4; ++turn) {
+                const uint8_t flip = turn % 2 ? 0x80 : 0x00;
+                const bool symmetric = turn / 2;
+                check_case(kernel, {dtype, rows, k, k, 1, flip, side, symmetric});
+                check_case(kernel, {dtype, rows, k, padded, 1, flip, side, symmetric});
+                check_case(kernel, {dtype, rows, k, padded, 16, flip, side, symmetric});
               }
             }
           }

@@ -22,21 +22,24 @@ template <class V, Activation kActivation, DType kOut, int kVectors>
 inline void epilogue_columns(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row,
                              int64_t rows, int64_t column, int n_last) {
   constexpr int64_t kSize = size_of(kOut);
-  typename V::F b_scale[kVectors], bias[kVectors];
+  typename V::F b_scale[kVectors], b_sum[kVectors], bias[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int n = v + 1 < kVectors ? V::width : n_last;
     b_scale[v] = V::load(p.b_scale + column + v * V::width, n);
+    const auto compensation = V::from_s32(p.compensation + column + v * V::width);
+    b_sum[v] = V::mul(V::mul(compensation, V::set1(-0x1p-7f)), b_scale[v]);
     bias[v] = p.bias ? V::load(p.bias + column + v * V::width, n) : V::set1(0.0f);
   }
   char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column * kSize;
   const char* residual = static_cast<const char*>(p.residual);
   if (residual) residual += row * p.residual_ld_bytes + column * kSize;
   for (int64_t r = 0; r < rows; ++r, acc += ld_acc, out += p.out_ld_bytes) {
-    const auto a_scale = V::set1(p.a_scale[row + r]);
+    const auto a_scale = V::set1(p.a_scale[row + r]), a_offset = V::set1(p.a_offset[row + r]);
     for (int v = 0; v < kVectors; ++v) {
       const int n = v + 1 < kVectors ? V::width : n_last;
       const auto scaled = V::mul(V::from_s32(acc + v * V::width), b_scale[v]);
-      auto y = activate<V, kActivation>(V::fma(scaled, a_scale, bias[v]));
+      const auto shift = V::fma(a_offset, b_sum[v], bias[v]);
+      auto y = activate<V, kActivation>(V::fma(scaled, a_scale, shift));
       if (residual) y = V::add(y, V::load(residual + v * V::width * kSize, kOut, n));
       V::store(out + v * V::width * kSize, kOut, y, n);
     }

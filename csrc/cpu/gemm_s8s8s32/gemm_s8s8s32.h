@@ -2,7 +2,8 @@
 //
 //   acc[m,n] = sum_k a[m,k] * b[n,k]                       int32, exact: K <= 131071 so that
 //                                                          |acc| <= 128 * 128 * K < 2^31
-//   z[m,n]   = fma(float(acc) * b_scale[n], a_scale[m], bias[n])
+//   sum[n]   = float(compensation[n]) * -2^-7 * b_scale[n]   that is b_scale[n] * sum_k b[n,k]
+//   z[m,n]   = fma(float(acc) * b_scale[n], a_scale[m], fma(a_offset[m], sum[n], bias[n]))
 //   out[m,n] = to_out_dtype(activation(z) + residual[m,n])
 //
 // in exactly this order of roundings on every ISA. out_dtype s32 stores acc itself.
@@ -43,8 +44,9 @@ struct GemmS8S8S32 {
   int64_t k_pad;
   const int8_t* a;
   const float* a_scale;        // [m]
+  const float* a_offset;       // [m]
   const int8_t* panels;
-  const int32_t* compensation; // [N padded to 16]: -128 * sum_k b[n,k], for flip = 0x80
+  const int32_t* compensation; // [N padded to 16]: -128 * sum_k b[n,k]
   const float* b_scale;        // [N]
   const float* bias;           // [N] or null
   Activation activation;

@@ -8,7 +8,7 @@ namespace fastinfer::cpu {
 
 namespace {
 
-// Memory that a thread keeps between calls: the quantised rows of one chunk and their scales.
+// Memory that a thread keeps between calls: the quantised rows of one chunk, their scales and offsets.
 class Scratch {
  public:
   ~Scratch() { std::free(data_); }
@@ -39,7 +39,8 @@ void multiply(const LinearW8A8& p, const LinearPlan& plan, int64_t m_begin, int6
               int64_t n_begin, int64_t n_end, void* scratch) {
   const int64_t k_pad = p.weight.k_pad;
   float* scale = static_cast<float*>(scratch);
-  int8_t* q = static_cast<int8_t*>(scratch) + round_up(plan.mc * 4, 64);
+  float* offset = scale + plan.mc;
+  int8_t* q = static_cast<int8_t*>(scratch) + round_up(plan.mc * 8, 64);
   for (int64_t m = m_begin; m < m_end; m += plan.mc) {
     const int64_t rows = std::min(plan.mc, m_end - m);
     QuantizeRowwise quantize{};
@@ -53,6 +54,7 @@ void multiply(const LinearW8A8& p, const LinearPlan& plan, int64_t m_begin, int6
     quantize.flip = plan.gemm->flip;
     quantize.q = q;
     quantize.scale = scale;
+    quantize.offset = offset;
     plan.quantize->run(quantize);
 
     GemmS8S8S32 gemm{};
@@ -62,6 +64,7 @@ void multiply(const LinearW8A8& p, const LinearPlan& plan, int64_t m_begin, int6
     gemm.k_pad = k_pad;
     gemm.a = q;
     gemm.a_scale = scale;
+    gemm.a_offset = offset;
     gemm.panels = p.weight.panels;
     gemm.compensation = p.weight.compensation;
     gemm.b_scale = p.w_scale;
@@ -88,7 +91,7 @@ void run_task(void* context, int64_t i) {
   const int64_t n_end = std::min(p.weight.n, n_begin + job.panels_per_task * kPanelColumns);
   if (m_begin == m_end || n_begin == n_end) return;
   static thread_local Scratch scratch;
-  const int64_t bytes = round_up(job.plan.mc * 4, 64) + job.plan.mc * p.weight.k_pad;
+  const int64_t bytes = round_up(job.plan.mc * 8, 64) + job.plan.mc * p.weight.k_pad;
   void* memory = scratch.at_least(size_t(bytes));
   if (memory == nullptr) {
     job.ok = false;

@@ -1,27 +1,42 @@
 // What every quantize_rowwise kernel shares: the scale of a row and where its bytes go.
 #pragma once
 
-#include <cstring>
+#include <limits>
 
 #include "cpu/quantize_rowwise/quantize_rowwise.h"
 
 namespace fastinfer::cpu {
 namespace {
 
+// Pass 1: the least and greatest element of a row (0, 0 for an empty one), in any order of
+// comparison. One of them is not finite if an element is Inf; a NaN may go unnoticed.
+struct RowRange {
+  float low, high;
+};
+
 struct RowScale {
-  float scale;    // NaN if the row is not finite
+  float offset;
   float inverse;  // 127 / a
   bool finite;
 };
 
-inline RowScale row_scale(uint32_t max_magnitude_bits) {
-  constexpr uint32_t kInf = 0x7f800000u, kQuietNan = 0x7fc00000u, kFloor = 0x04800000u;  // 2^-118
-  const bool finite = max_magnitude_bits < kInf;
-  const uint32_t bits = max_magnitude_bits < kFloor ? kFloor : max_magnitude_bits;
-  float a, nan;
-  std::memcpy(&a, &bits, 4);
-  std::memcpy(&nan, &kQuietNan, 4);
-  return {finite ? a / 127.0f : nan, finite ? 127.0f / a : 0.0f, finite};
+// Writes scale[m] and offset[m].
+inline RowScale row_scale(const QuantizeRowwise& p, int64_t m, const RowRange& range) {
+  const auto finite = [](float v) { return v - v == 0.0f; };
+  RowScale s{0.0f, 0.0f, finite(range.low) && finite(range.high)};
+  float scale = std::numeric_limits<float>::quiet_NaN();
+  if (s.finite) {
+    // + 0: the offset of a row of zeros is +0 whichever zeros were its least and greatest.
+    if (p.offset != nullptr) s.offset = (range.high * 0.5f + range.low * 0.5f) + 0.0f;
+    const float up = range.high - s.offset, down = s.offset - range.low;
+    float a = up > down ? up : down;
+    if (!(a > 0x1p-118f)) a = 0x1p-118f;
+    scale = a / 127.0f;
+    s.inverse = 127.0f / a;
+  }
+  p.scale[m] = scale;
+  if (p.offset != nullptr) p.offset[m] = s.offset;
+  return s;
 }
 
 struct RowDestination {
@@ -34,6 +49,15 @@ inline RowDestination row_destination(const QuantizeRowwise& p, int64_t m) {
   const int64_t left = p.rows - first;
   const int64_t block_rows = left < p.tile_rows ? left : p.tile_rows;
   return {p.q + first * p.k_store + (m - first) * 64, block_rows * 64};
+}
+
+// A row of zeros with the scale of a row that is not finite, for kernels that meet a NaN only in
+// pass 2.
+inline void poison_row(const QuantizeRowwise& p, int64_t m, const RowDestination& row) {
+  row_scale(p, m, {std::numeric_limits<float>::quiet_NaN(), 0.0f});
+  for (int64_t k = 0; k < p.k_store; ++k) {
+    row.q[k / 64 * row.k_block_stride + k % 64] = int8_t(p.flip);
+  }
 }
 
 }  // namespace

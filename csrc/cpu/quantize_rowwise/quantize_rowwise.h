@@ -1,13 +1,17 @@
-// Family quantize_rowwise: float rows to int8 rows with one scale a row (per-token).
+// Family quantize_rowwise: float rows to int8 rows with one scale a row (per-token), around zero or
+// around an offset of the row.
 //
-//   a[m]     = max(max_k |x[m,k]|, 2^-118)
-//   scale[m] = a[m] / 127
-//   q[m,k]   = round_half_even(x[m,k] * (127 / a[m])),  |q| <= 127
+//   low[m], high[m] = min_k x[m,k], max_k x[m,k]
+//   offset[m] = high[m] / 2 + low[m] / 2, or 0 where no offset is asked for (symmetric)
+//   a[m]      = max(high[m] - offset[m], offset[m] - low[m], 2^-118)
+//   scale[m]  = a[m] / 127
+//   q[m,k]    = round_half_even((x[m,k] - offset[m]) * (127 / a[m])),  |q| <= 127
+//   x[m,k]   ~= scale[m] * q[m,k] + offset[m]
 //
-// A row that holds NaN or Inf: scale = NaN, q = 0. The floor on a[m] keeps the scale a normal
-// number (>= 2^-125), so an all-zero row needs no branch; rows below it lose relative precision,
-// with an absolute error of at most 2^-126. The maximum is taken over the magnitude bits as
-// integers: exact, in any order, and NaN > Inf > every finite value.
+// every operation rounded to float once, in this order. A row that holds NaN or Inf: scale = NaN,
+// offset = 0, q = 0. The floor on a[m] keeps the scale a normal number (>= 2^-125), so a constant
+// row needs no branch; rows narrower than that lose relative precision, with an absolute error of
+// at most 2^-126.
 //
 // Destination layout ("A layout" of the matmul that follows): blocks of `tile_rows` rows; the
 // last block holds R = min(tile_rows, rows - first row) rows.
@@ -38,6 +42,7 @@ struct QuantizeRowwise {
   uint8_t flip;         // 0x00 or 0x80
   int8_t* q;
   float* scale;         // [rows]
+  float* offset;        // [rows], or null: symmetric
 };
 
 using QuantizeRowwiseFn = void (*)(const QuantizeRowwise&);

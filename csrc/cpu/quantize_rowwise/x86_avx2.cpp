@@ -1,8 +1,11 @@
 // quantize_rowwise on AVX2. Formula and layouts: quantize_rowwise.h.
 //
-// Pass 1, 8 elements a step: vpand, vpmaxud on the magnitude bits. Pass 2, 32 elements a step:
-// 4 x (vmulps, vcvtps2dq: nearest even), 2 x vpackssdw, vpacksswb, vpermd, vpxor, one 32-byte
-// store. The packs never saturate: |q| <= 127. Bound by reading x.
+// Pass 1, 8 elements a step: vminps, vmaxps. Pass 2, 32 elements a step: 4 x (vsubps, vmulps,
+// vcvtps2dq: nearest even), 2 x vpackssdw, vpacksswb, vpermd, vpminsb, vpxor, one 32-byte store.
+// The packs never saturate, |q| <= 127, but for a NaN: it converts to -2^31, packs to -128 and is
+// found by the minimum of the bytes. Bound by reading x.
+#include <cstring>
+
 #include "cpu/quantize_rowwise/layout.h"
 #include "cpu/vec/avx2.h"
 
@@ -12,55 +15,67 @@ namespace {
 
 using V = Avx2Vec;
 
-inline __m256i magnitude(__m256 v) {
-  return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));
-}
-
-// Elements [k, k + 8) of the row, zero past the end.
+// Elements [k, k + 8) of a row of `end`; `fill` past the end.
 template <DType kType>
-inline __m256 load8(const char* x, int64_t k, int64_t end) {
+inline __m256 load8(const char* x, int64_t k, int64_t end, __m256 fill) {
   const char* p = x + k * size_of(kType);
   if (k + 8 <= end) return V::load(p, kType);
-  if (k >= end) return _mm256_setzero_ps();
-  return V::load(p, kType, int(end - k));
+  if (k >= end) return fill;
+  const int n = int(end - k);
+  return _mm256_blendv_ps(fill, V::load(p, kType, n), _mm256_castsi256_ps(V::lanes(n)));
 }
 
+struct Range {
+  __m256 low, high;
+
+  void add(__m256 v) {  // in this order a NaN is passed over
+    low = _mm256_min_ps(v, low);
+    high = _mm256_max_ps(v, high);
+  }
+};
+
 template <DType kType>
-inline uint32_t max_magnitude(const char* x, int64_t k) {
-  __m256i m0 = _mm256_setzero_si256(), m1 = m0;
+inline RowRange row_range(const char* x, int64_t k) {
+  if (k == 0) return {0.0f, 0.0f};
+  const __m256 first = _mm256_broadcastss_ps(
+      _mm256_castps256_ps128(V::load(static_cast<const void*>(x), kType, 1)));
+  Range r0{first, first}, r1 = r0;
   int64_t i = 0;
   for (; i + 16 <= k; i += 16) {
-    m0 = _mm256_max_epu32(m0, magnitude(load8<kType>(x, i, k)));
-    m1 = _mm256_max_epu32(m1, magnitude(load8<kType>(x, i + 8, k)));
+    r0.add(load8<kType>(x, i, k, first));
+    r1.add(load8<kType>(x, i + 8, k, first));
   }
-  for (; i < k; i += 8) m0 = _mm256_max_epu32(m0, magnitude(load8<kType>(x, i, k)));
-  alignas(32) uint32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epu32(m0, m1));
-  uint32_t most = 0;
-  for (uint32_t lane : lanes) most = lane > most ? lane : most;
-  return most;
+  for (; i < k; i += 8) r0.add(load8<kType>(x, i, k, first));
+  alignas(32) float low[8], high[8];
+  _mm256_store_ps(low, _mm256_min_ps(r0.low, r1.low));
+  _mm256_store_ps(high, _mm256_max_ps(r0.high, r1.high));
+  RowRange range{low[0], high[0]};
+  for (int lane = 1; lane < 8; ++lane) {
+    if (low[lane] < range.low) range.low = low[lane];
+    if (high[lane] > range.high) range.high = high[lane];
+  }
+  return range;
 }
 
 template <DType kType>
 void quantize_row(const QuantizeRowwise& p, int64_t m) {
   const char* x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
-  const RowScale s = row_scale(max_magnitude<kType>(x, p.k));
-  p.scale[m] = s.scale;
+  const RowScale s = row_scale(p, m, row_range<kType>(x, p.k));
   const RowDestination row = row_destination(p, m);
   const __m256i flip = _mm256_set1_epi8(char(p.flip));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m256 inverse = _mm256_set1_ps(s.inverse);
+  const __m256 inverse = _mm256_set1_ps(s.inverse), offset = _mm256_set1_ps(s.offset);
+  const int64_t end = s.finite ? p.k : 0;
+  __m256i least = _mm256_setzero_si256();
   for (int64_t k = 0; k < p.k_store; k += 32) {
-    __m256i q = _mm256_setzero_si256();
-    if (s.finite && k < p.k) {
-      const auto q32 = [&](int64_t i) {
-        return _mm256_cvtps_epi32(_mm256_mul_ps(load8<kType>(x, k + i, p.k), inverse));
-      };
-      q = _mm256_packs_epi16(_mm256_packs_epi32(q32(0), q32(8)),
-                             _mm256_packs_epi32(q32(16), q32(24)));
-      q = _mm256_permutevar8x32_epi32(q, order);
-    }
-    q = _mm256_xor_si256(q, flip);
+    const auto q32 = [&](int64_t i) {
+      const __m256 v = load8<kType>(x, k + i, end, offset);
+      return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_sub_ps(v, offset), inverse));
+    };
+    __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(q32(0), q32(8)),
+                                   _mm256_packs_epi32(q32(16), q32(24)));
+    least = _mm256_min_epi8(least, q);
+    q = _mm256_xor_si256(_mm256_permutevar8x32_epi32(q, order), flip);
     int8_t* out = row.q + k / 64 * row.k_block_stride + k % 64;
     if (k + 32 <= p.k_store) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), q);
@@ -69,6 +84,9 @@ void quantize_row(const QuantizeRowwise& p, int64_t m) {
       _mm256_store_si256(reinterpret_cast<__m256i*>(tail), q);
       std::memcpy(out, tail, size_t(p.k_store - k));
     }
+  }
+  if (_mm256_movemask_epi8(_mm256_cmpeq_epi8(least, _mm256_set1_epi8(-128))) != 0) {
+    poison_row(p, m, row);
   }
 }
 

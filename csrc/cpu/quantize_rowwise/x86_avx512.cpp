@@ -1,9 +1,9 @@
 // quantize_rowwise on AVX-512 F/BW/VL/DQ. Formula and layouts: quantize_rowwise.h.
 //
-// Pass 1, 16 elements a step: vpandd, vpmaxud (the magnitude bits order like unsigned integers;
-// NaN and Inf stand above every finite value). Pass 2, 64 elements a step: 4 x (vmulps,
+// Pass 1, 16 elements a step: vminps, vmaxps. Pass 2, 64 elements a step: 4 x (vsubps, vmulps,
 // vcvtps2dq: nearest even), 2 x vpackssdw, 1 x vpacksswb, 1 x vpermd to undo the interleaving of
-// the 128-bit lanes, vpxord, one 64-byte store. The packs never saturate: |q| <= 127.
+// the 128-bit lanes, vpminsb, vpxord, one 64-byte store. The packs never saturate, |q| <= 127, but
+// for a NaN: it converts to -2^31, packs to -128 and is found by the minimum of the bytes.
 // Bound by reading x: pass 1 from memory, pass 2 from L1 or L2.
 #include <algorithm>
 
@@ -16,65 +16,75 @@ namespace {
 
 using V = Avx512Vec;
 
-inline __m512i magnitude(__m512 v) {
-  return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+template <DType kType>
+inline __m512 load16(const char* x, int64_t k) {
+  return V::load(x + k * size_of(kType), kType);
 }
 
-// Elements [k, k + 16) of the row, zero past the end.
+// Elements [k, k + 16) of a row of `end`; `fill` past the end.
 template <DType kType>
-inline __m512 load16(const char* x, int64_t k, int64_t end) {
-  const char* p = x + k * size_of(kType);
-  if (k + 16 <= end) return V::load(p, kType);
-  if (k >= end) return _mm512_setzero_ps();
-  return V::load(p, kType, int(end - k));
+inline __m512 load16(const char* x, int64_t k, int64_t end, __m512 fill) {
+  if (k + 16 <= end) return load16<kType>(x, k);
+  if (k >= end) return fill;
+  const int n = int(end - k);
+  return _mm512_mask_blend_ps(V::lanes(n), fill, V::load(x + k * size_of(kType), kType, n));
 }
 
-template <DType kType>
-inline uint32_t max_magnitude(const char* x, int64_t k) {
-  __m512i m0 = _mm512_setzero_si512(), m1 = m0, m2 = m0, m3 = m0;
-  int64_t i = 0;
-  for (; i + 64 <= k; i += 64) {
-    m0 = _mm512_max_epu32(m0, magnitude(load16<kType>(x, i, k)));
-    m1 = _mm512_max_epu32(m1, magnitude(load16<kType>(x, i + 16, k)));
-    m2 = _mm512_max_epu32(m2, magnitude(load16<kType>(x, i + 32, k)));
-    m3 = _mm512_max_epu32(m3, magnitude(load16<kType>(x, i + 48, k)));
+struct Range {
+  __m512 low, high;
+
+  void add(__m512 v) {  // in this order a NaN is passed over
+    low = _mm512_min_ps(v, low);
+    high = _mm512_max_ps(v, high);
   }
-  for (; i < k; i += 16) m0 = _mm512_max_epu32(m0, magnitude(load16<kType>(x, i, k)));
-  return _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_max_epu32(m0, m1),
-                                                  _mm512_max_epu32(m2, m3)));
+};
+
+template <DType kType>
+inline RowRange row_range(const char* x, int64_t k) {
+  if (k == 0) return {0.0f, 0.0f};
+  const __m512 first = _mm512_broadcastss_ps(_mm512_castps512_ps128(
+      V::load(static_cast<const void*>(x), kType, 1)));
+  Range r0{first, first}, r1 = r0;
+  int64_t i = 0;
+  for (; i + 32 <= k; i += 32) {
+    r0.add(load16<kType>(x, i));
+    r1.add(load16<kType>(x, i + 16));
+  }
+  for (; i < k; i += 16) r0.add(load16<kType>(x, i, k, first));
+  return {_mm512_reduce_min_ps(_mm512_min_ps(r0.low, r1.low)),
+          _mm512_reduce_max_ps(_mm512_max_ps(r0.high, r1.high))};
 }
 
 template <DType kType>
-void quantize_row(const QuantizeRowwise& p, int64_t m, const RowScale& s) {
+inline void quantize_row(const QuantizeRowwise& p, int64_t m, const RowScale& s) {
   const char* x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
   const RowDestination row = row_destination(p, m);
   const __m512i flip = _mm512_set1_epi8(char(p.flip));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512 inverse = _mm512_set1_ps(s.inverse);
+  const __m512 inverse = _mm512_set1_ps(s.inverse), offset = _mm512_set1_ps(s.offset);
+  const auto to_int = [&](__m512 v) {
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(v, offset), inverse));
+  };
+  __m512i least = _mm512_setzero_si512();
+  const auto pack = [&](__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
+    const __m512i q = _mm512_packs_epi16(_mm512_packs_epi32(to_int(v0), to_int(v1)),
+                                         _mm512_packs_epi32(to_int(v2), to_int(v3)));
+    least = _mm512_min_epi8(least, q);
+    return _mm512_xor_si512(_mm512_permutexvar_epi32(order, q), flip);
+  };
   int64_t k = 0;
   if (s.finite) {
     for (; k + 64 <= p.k; k += 64) {
-      const char* from = x + k * size_of(kType);
-      const auto q32 = [&](int64_t i) {
-        return _mm512_cvtps_epi32(_mm512_mul_ps(V::load(from + i * size_of(kType), kType), inverse));
-      };
-      const __m512i q = _mm512_packs_epi16(_mm512_packs_epi32(q32(0), q32(16)),
-                                           _mm512_packs_epi32(q32(32), q32(48)));
       _mm512_storeu_si512(row.q + k / 64 * row.k_block_stride,
-                          _mm512_xor_si512(_mm512_permutexvar_epi32(order, q), flip));
+                          pack(load16<kType>(x, k), load16<kType>(x, k + 16),
+                               load16<kType>(x, k + 32), load16<kType>(x, k + 48)));
     }
   }
+  const int64_t end = s.finite ? p.k : 0;
   for (; k < p.k_store; k += 64) {
-    __m512i q = _mm512_setzero_si512();
-    if (s.finite && k < p.k) {
-      const auto q32 = [&](int64_t i) {
-        return _mm512_cvtps_epi32(_mm512_mul_ps(load16<kType>(x, k + i, p.k), inverse));
-      };
-      q = _mm512_packs_epi16(_mm512_packs_epi32(q32(0), q32(16)),
-                             _mm512_packs_epi32(q32(32), q32(48)));
-      q = _mm512_permutexvar_epi32(order, q);
-    }
-    q = _mm512_xor_si512(q, flip);
+    const __m512i q = pack(load16<kType>(x, k, end, offset), load16<kType>(x, k + 16, end, offset),
+                           load16<kType>(x, k + 32, end, offset),
+                           load16<kType>(x, k + 48, end, offset));
     int8_t* out = row.q + k / 64 * row.k_block_stride;
     if (k + 64 <= p.k_store) {
       _mm512_storeu_si512(out, q);
@@ -82,10 +92,11 @@ void quantize_row(const QuantizeRowwise& p, int64_t m, const RowScale& s) {
       _mm512_mask_storeu_epi8(out, (uint64_t(1) << (p.k_store - k)) - 1, q);
     }
   }
+  if (_mm512_cmpeq_epi8_mask(least, _mm512_set1_epi8(-128)) != 0) poison_row(p, m, row);
 }
 
-// Pass 1 over a few rows, then pass 2 over them: the maxima and divisions of one row overlap with
-// the loads of the next, and the rows are still in L1.
+// Pass 1 over a few rows, then pass 2 over them: the reductions and divisions of one row overlap
+// with the loads of the next, and the rows are still in L1.
 template <DType kType>
 void quantize_rows(const QuantizeRowwise& p) {
   constexpr int64_t kMostRows = 16, kBytes = 24 << 10;
@@ -96,8 +107,7 @@ void quantize_rows(const QuantizeRowwise& p) {
     const int64_t rows = std::min(group, p.rows - m);
     for (int64_t r = 0; r < rows; ++r) {
       const char* x = static_cast<const char*>(p.x) + (m + r) * p.ldx_bytes;
-      scales[r] = row_scale(max_magnitude<kType>(x, p.k));
-      p.scale[m + r] = scales[r].scale;
+      scales[r] = row_scale(p, m + r, row_range<kType>(x, p.k));
     }
     for (int64_t r = 0; r < rows; ++r) quantize_row<kType>(p, m + r, scales[r]);
   }
