@@ -250,6 +250,7 @@ void check_special_values(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kern
   Random random(4);
   Problem problem(random, 16, kColumns, 1);
   std::fill(problem.a.begin(), problem.a.end(), int8_t(0));
+  std::fill(problem.a_offset.begin(), problem.a_offset.end(), 0.0f);
   for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
     for (int activation = 0; activation < kActivationCount; ++activation) {
       for (size_t i = 0; i < size_t(kColumns); ++i) {

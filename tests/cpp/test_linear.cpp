@@ -71,8 +71,9 @@ struct Linear {
   }
 };
 
-// Without activation or residual the float path rounds float(acc), the product with b_scale and
-// the fused multiply-add: at most 2^-24 each of the product and, for the last, of the result.
+// Without activation or residual the float path rounds float(acc) and its product with b_scale, the
+// float sum of a column of weights and its product with b_scale, and two fused multiply-adds: at
+// most 2^-24 each of the value it makes.
 void check_against_double() {
   for (int64_t m : {1, 7, 40}) {
     const Linear linear(uint64_t(m), m, 33, 150, DType::f32);
@@ -80,20 +81,26 @@ void check_against_double() {
     bool close = true;
     for (int64_t i = 0; i < m; ++i) {
       const float* x = reinterpret_cast<const float*>(linear.x.data()) + i * linear.k;
-      float most = 0x1p-118f;
-      for (int64_t j = 0; j < linear.k; ++j) most = std::fmax(most, std::fabs(x[j]));
+      const float low = *std::min_element(x, x + linear.k);
+      const float high = *std::max_element(x, x + linear.k);
+      const float middle = high * 0.5f + low * 0.5f;
+      const float most = std::max({high - middle, middle - low, 0x1p-118f});
       for (int64_t c = 0; c < linear.n; ++c) {
-        int64_t sum = 0;
+        int64_t sum = 0, weights = 0;
         for (int64_t j = 0; j < linear.k; ++j) {
-          sum +=
-              int64_t(std::nearbyint(x[j] * (127.0f / most))) * linear.w[size_t(c * linear.k + j)];
+          const int64_t w = linear.w[size_t(c * linear.k + j)];
+          sum += int64_t(std::nearbyint((x[j] - middle) * (127.0f / most))) * w;
+          weights += w;
         }
-        const double product = double(sum) * double(most / 127.0f) * linear.w_scale[size_t(c)];
-        const double want = product + linear.bias[size_t(c)];
+        const double scale = linear.w_scale[size_t(c)];
+        const double product = double(sum) * double(most / 127.0f) * scale;
+        const double shift = double(weights) * double(middle) * scale;
+        const double inner = shift + linear.bias[size_t(c)];
+        const double want = product + inner;
         const double got = reinterpret_cast<const float*>(out.data())[i * linear.n + c];
-        close =
-            close && std::fabs(got - want) <= 0x1p-24 * (2 * std::fabs(product) * (1 + 0x1p-20) +
-                                                         std::fabs(want) * (1 + 0x1p-20));
+        const double bound = 2 * std::fabs(product) + 2 * std::fabs(shift) + std::fabs(inner) +
+                             std::fabs(want);
+        close = close && std::fabs(got - want) <= 0x1p-24 * (1 + 0x1p-20) * bound;
       }
     }
     CHECK(close);

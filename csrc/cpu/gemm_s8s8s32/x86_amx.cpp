@@ -26,6 +26,8 @@
 
 namespace fastinfer::cpu {
 
+void gemm_s8s8s32_1x16x4_generic(const GemmS8S8S32& p);
+
 namespace {
 
 template <int T>
@@ -104,13 +106,13 @@ void blocks_2x2(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
                 int64_t end) {
   // Two sets: the last blocks of a pair of panels are stored while the next pair begins.
   alignas(64) int32_t sums[2][kMostRows / 32 * kBlockSums];
-  const int64_t slice = p.k_pad > kKeepK ? kSliceK : std::max<int64_t>(p.k_pad, 1);
+  const int64_t slice = p.k_pad > kKeepK ? kSliceK : p.k_pad;
   const int64_t panel = kPanelColumns * p.k_pad, a1_step = (std::min<int64_t>(rows, 32) - 16) * 64;
   Block last;
   for (int64_t n = begin; n < end; n += 32) {
     const int64_t to_b1 = p.n_end - n > 16 ? panel : 0;
-    for (int64_t k_begin = 0; k_begin == 0 || k_begin < p.k_pad; k_begin += slice) {
-      const int64_t steps = (std::min(slice, p.k_pad - k_begin) + 63) / 64;
+    for (int64_t k_begin = 0; k_begin < p.k_pad; k_begin += slice) {
+      const int64_t steps = std::min(slice, p.k_pad - k_begin) / 64;
       for (int64_t m = 0; m < rows; m += 32) {
         const int8_t* a0 = p.a + (row + m) * p.k_pad + k_begin * 16;
         const int8_t* a1 = p.a + (row + m + 16) * p.k_pad + k_begin / 64 * a1_step;
@@ -119,20 +121,18 @@ void blocks_2x2(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
         const Block block{sums[n / 32 % 2] + m * 32, row + m, std::min<int64_t>(32, rows - m), n,
                           k_begin + slice >= p.k_pad};
         const bool first = k_begin == 0;
-        if (steps > 0) {
-          tile_load<6>(b0, 64);
-          tile_load<4>(a0, 64);
-          next_sums<0>(last.sums, block.sums, first);
-          tile_dp<0, 4, 6>();
-          tile_load<7>(b1, 64);
-          next_sums<1>(last.sums, block.sums, first);
-          tile_dp<1, 4, 7>();
-          tile_load<5>(a1, 64);
-          next_sums<2>(last.sums, block.sums, first);
-          tile_dp<2, 5, 6>();
-          next_sums<3>(last.sums, block.sums, first);
-          tile_dp<3, 5, 7>();
-        }
+        tile_load<6>(b0, 64);
+        tile_load<4>(a0, 64);
+        next_sums<0>(last.sums, block.sums, first);
+        tile_dp<0, 4, 6>();
+        tile_load<7>(b1, 64);
+        next_sums<1>(last.sums, block.sums, first);
+        tile_dp<1, 4, 7>();
+        tile_load<5>(a1, 64);
+        next_sums<2>(last.sums, block.sums, first);
+        tile_dp<2, 5, 6>();
+        next_sums<3>(last.sums, block.sums, first);
+        tile_dp<3, 5, 7>();
         for (int64_t k = 1; k < steps; ++k) {
           if (k == 2 && last.complete) {
             last.finish(p, epilogue);
@@ -222,6 +222,8 @@ void block_3x1(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t r
 }  // namespace
 
 void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
+  // The loops below take at least one step along K.
+  if (p.k_pad == 0) return gemm_s8s8s32_1x16x4_generic(p);
   // The last block takes 1 to 48 rows: a remainder of up to 16 rows joins the 32 before it.
   int64_t tail = p.m % 32;
   if (tail > 0 && tail <= 16 && p.m > 32) tail += 32;
@@ -229,8 +231,7 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
   const EpilogueFn epilogue = select_epilogue<Avx512Vec>(p);
   Tiles tiles;
   // Columns whose panels fit in a quarter of the L2 cache, read once more for each group of rows.
-  const int64_t nc =
-      std::max<int64_t>(64, (int64_t(1) << 19) / std::max<int64_t>(1, p.k_pad) / 64 * 64);
+  const int64_t nc = std::max<int64_t>(64, (int64_t(1) << 19) / p.k_pad / 64 * 64);
   for (int64_t begin = p.n_begin; begin < p.n_end; begin += nc) {
     const int64_t end = std::min(p.n_end, begin + nc);
     if (main > 0) tiles.configure({16, 16, 16, 16, 16, 16, 16, 16});
