@@ -50,11 +50,15 @@ def linear_w8a8(
 ) -> Tensor:
     """``activation(x @ W.T + bias) + residual`` with int8 operands and exact int32 sums.
 
-    Every row of ``x`` is quantised on the way in (see :func:`quantize_rowwise`), as in
-    "LLM.int8()" (Dettmers et al., 2022, section 2.1) without the outlier decomposition. The
-    result is the same bits on every instruction set, thread count and split of the batch. A row
-    of ``x`` that holds NaN or Inf gives NaN in that row alone; a zero row gives
-    ``activation(bias)``.
+    Every row of ``x`` is quantised on the way in, around an offset of its own:
+    ``x ~= scale * q + offset`` with ``offset = max / 2 + min / 2`` and
+    ``scale = max(max - offset, offset - min, 2**-118) / 127``; the offset's share of the product,
+    ``offset * sum_k W[n, k]``, is added in float32. The method is the vector-wise quantisation of
+    "LLM.int8()" (Dettmers et al., 2022) with that offset and without the outlier decomposition.
+
+    The result is the same bits on every instruction set, thread count and split of the batch. A
+    row of ``x`` that holds NaN or Inf gives NaN in that row alone; a zero row gives
+    ``activation(bias) + residual``.
 
     Args:
         x: ``[..., K]`` float32, bfloat16 or float16, any strides, any number of rows.
@@ -87,7 +91,9 @@ def linear_w8a8(
 
 
 def quantize_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 with one scale a row.
+    """Symmetric int8 with one scale a row: how weights are quantised.
+
+    :func:`linear_w8a8` quantises its input by itself, around an offset of each row.
 
     ``a = max(absmax(row), 2**-118)``, ``scale = a / 127`` and
     ``q = round_half_even(row * (127 / a))``, each step in float32. A row that holds NaN or

@@ -15,9 +15,11 @@ _linear_w8a8 = torch.ops.fastinfer.linear_w8a8.default
 class QuantizedLinear(nn.Module):
     """``y = x @ W.T + bias`` with an int8 weight and rows of ``x`` quantised as they come.
 
-    Takes the place of a trained :class:`torch.nn.Linear` for inference. The output has the dtype
-    of ``x``. Its state is three buffers, which no cast of the module changes (``.half()``,
-    ``.to(torch.bfloat16)``; moves to a device do):
+    Takes the place of a trained :class:`torch.nn.Linear` for inference. The weight is symmetric
+    int8 with a scale an output channel; a row of ``x`` becomes int8 around an offset of its own
+    (:func:`fastinfer.ops.linear_w8a8`). The output has the dtype of ``x``. The layer's state is
+    three buffers, which no cast of the module changes (``.half()``, ``.to(torch.bfloat16)``; moves
+    to a device do):
 
     * ``weight_packed``: uint8 vector, see :func:`fastinfer.ops.pack_w8`;
     * ``weight_scale``: float32 ``[out_features]``;
