@@ -80,9 +80,8 @@ py::list kernels() {
   const auto* gemm = gemm_s8s8s32_kernels(&count);
   for (int i = 0; i < count; ++i) {
     rows.append(py::dict("name"_a = gemm[i].name, "family"_a = "gemm_s8s8s32",
-                         "isa"_a = isa_name(gemm[i].isa), "mr"_a = gemm[i].mr,
-                         "nr"_a = gemm[i].nr, "kr"_a = gemm[i].kr,
-                         "supported"_a = isa_supported(gemm[i].isa)));
+                         "isa"_a = isa_name(gemm[i].isa), "mr"_a = gemm[i].mr, "nr"_a = gemm[i].nr,
+                         "kr"_a = gemm[i].kr, "supported"_a = isa_supported(gemm[i].isa)));
   }
   const auto* quantize = quantize_rowwise_kernels(&count);
   for (int i = 0; i < count; ++i) {
@@ -137,11 +136,10 @@ Buffer layout_a(const GemmS8S8S32Kernel& kernel, const int8_t* a, int64_t m, int
   return buffer;
 }
 
-py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a,
-                           const Array<int8_t>& w, const Array<float>& a_scale,
-                           const Array<float>& w_scale, const std::optional<Array<float>>& bias,
-                           int activation, const std::optional<py::array>& residual,
-                           const std::string& out_dtype,
+py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a, const Array<int8_t>& w,
+                           const Array<float>& a_scale, const Array<float>& w_scale,
+                           const std::optional<Array<float>>& bias, int activation,
+                           const std::optional<py::array>& residual, const std::string& out_dtype,
                            const std::optional<Array<float>>& a_offset) {
   int count;
   const auto* all = gemm_s8s8s32_kernels(&count);
@@ -196,8 +194,8 @@ py::dict select_kernels(int64_t m, int64_t n, int64_t k, int threads) {
     throw py::value_error("m, n, k: want >= 0; threads: want >= 1");
   }
   const LinearPlan plan = plan_linear(m, n, round_up(k, kBlockK), threads);
-  return py::dict("gemm"_a = plan.gemm->name, "quantize"_a = plan.quantize->name,
-                  "mc"_a = plan.mc, "tasks_m"_a = plan.tasks_m, "tasks_n"_a = plan.tasks_n);
+  return py::dict("gemm"_a = plan.gemm->name, "quantize"_a = plan.quantize->name, "mc"_a = plan.mc,
+                  "tasks_m"_a = plan.tasks_m, "tasks_n"_a = plan.tasks_n);
 }
 
 py::list isas() {
@@ -237,8 +235,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("activation") = 0, py::arg("residual") = py::none(), py::arg("out_dtype") = "f32",
         py::arg("a_offset") = py::none(),
         "Runs a gemm_s8s8s32 kernel by name: int8 a [M, K], w [N, K] -> [M, N] (s32: the sums).");
-  m.def("build_info", [] {
-    return py::dict("compiler"_a = FASTINFER_COMPILER, "build_type"_a = FASTINFER_BUILD_TYPE,
-                    "sanitize"_a = FASTINFER_SANITIZE);
-  }, "Compiler, build type and sanitizers of the native library.");
+  m.def(
+      "build_info",
+      [] {
+        return py::dict("compiler"_a = FASTINFER_COMPILER, "build_type"_a = FASTINFER_BUILD_TYPE,
+                        "sanitize"_a = FASTINFER_SANITIZE);
+      },
+      "Compiler, build type and sanitizers of the native library.");
 }

@@ -98,8 +98,8 @@ void check_against_double() {
         const double inner = shift + linear.bias[size_t(c)];
         const double want = product + inner;
         const double got = reinterpret_cast<const float*>(out.data())[i * linear.n + c];
-        const double bound = 2 * std::fabs(product) + 2 * std::fabs(shift) + std::fabs(inner) +
-                             std::fabs(want);
+        const double bound =
+            2 * std::fabs(product) + 2 * std::fabs(shift) + std::fabs(inner) + std::fabs(want);
         close = close && std::fabs(got - want) <= 0x1p-24 * (1 + 0x1p-20) * bound;
       }
     }

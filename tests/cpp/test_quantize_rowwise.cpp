@@ -72,12 +72,12 @@ std::vector<uint8_t> rows_of(Random& random, const Case& c) {
 }
 
 void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
-  results().context = std::string(kernel.name) + " dtype=" + std::to_string(int(c.dtype)) +
-                      " rows=" + std::to_string(c.rows) + " k=" + std::to_string(c.k) +
-                      " k_store=" + std::to_string(c.k_store) +
-                      " tile_rows=" + std::to_string(c.tile_rows) +
-                      " flip=" + std::to_string(c.flip) + (c.side == Side::end ? " end" : " begin") +
-                      (c.symmetric ? " symmetric" : " offset");
+  results().context =
+      std::string(kernel.name) + " dtype=" + std::to_string(int(c.dtype)) +
+      " rows=" + std::to_string(c.rows) + " k=" + std::to_string(c.k) +
+      " k_store=" + std::to_string(c.k_store) + " tile_rows=" + std::to_string(c.tile_rows) +
+      " flip=" + std::to_string(c.flip) + (c.side == Side::end ? " end" : " begin") +
+      (c.symmetric ? " symmetric" : " offset");
   const int64_t size = size_of(c.dtype), ldx = (c.k + 1) * size;
   Random random(uint64_t(c.rows * 7919 + c.k));
   const auto values = rows_of(random, c);
@@ -128,7 +128,8 @@ void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
     const int64_t first = row / c.tile_rows * c.tile_rows;
     const int64_t block_rows = std::min(c.tile_rows, c.rows - first);
     for (int64_t i = 0; i < c.k_store; ++i) {
-      const int want = i < c.k && finite ? int(std::nearbyint((v[size_t(i)] - middle) * inverse)) : 0;
+      const int want =
+          i < c.k && finite ? int(std::nearbyint((v[size_t(i)] - middle) * inverse)) : 0;
       const int64_t at = c.tile_rows == 1 ? row * c.k_store + i
                                           : first * c.k_store + i / 64 * block_rows * 64 +
                                                 (row - first) * 64 + i % 64;

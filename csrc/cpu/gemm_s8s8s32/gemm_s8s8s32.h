@@ -39,18 +39,18 @@ constexpr int kActivationCount = 5;
 // pointers to columns those of column 0 of the matrix.
 struct GemmS8S8S32 {
   int64_t m;
-  int64_t n_begin;             // a multiple of 16
-  int64_t n_end;               // N, or a multiple of 16
+  int64_t n_begin;  // a multiple of 16
+  int64_t n_end;    // N, or a multiple of 16
   int64_t k_pad;
   const int8_t* a;
-  const float* a_scale;        // [m]
-  const float* a_offset;       // [m]
+  const float* a_scale;   // [m]
+  const float* a_offset;  // [m]
   const int8_t* panels;
-  const int32_t* compensation; // [N padded to 16]: -128 * sum_k b[n,k]
-  const float* b_scale;        // [N]
-  const float* bias;           // [N] or null
+  const int32_t* compensation;  // [N padded to 16]: -128 * sum_k b[n,k]
+  const float* b_scale;         // [N]
+  const float* bias;            // [N] or null
   Activation activation;
-  const void* residual;        // out_dtype, or null
+  const void* residual;  // out_dtype, or null
   int64_t residual_ld_bytes;
   void* out;
   int64_t out_ld_bytes;
@@ -62,8 +62,8 @@ using GemmS8S8S32Fn = void (*)(const GemmS8S8S32&);
 struct GemmS8S8S32Kernel {
   const char* name;
   Isa isa;
-  int mr, nr, kr;      // micro-tile
-  int64_t tile_rows;   // layout of A
+  int mr, nr, kr;     // micro-tile
+  int64_t tile_rows;  // layout of A
   uint8_t flip;
   GemmS8S8S32Fn run;
 };

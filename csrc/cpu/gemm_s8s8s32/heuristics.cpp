@@ -46,8 +46,8 @@ const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m, int64_t weight_bytes) {
   const int64_t least_amx_rows =
       weight_bytes <= kCachedWeightBytes ? kLeastAmxRowsCached : kLeastAmxRowsUncached;
   int i = count - 1;
-  while (i > 0 && (!isa_allowed(kernels[i].isa) ||
-                   (kernels[i].isa == Isa::amx && m < least_amx_rows))) {
+  while (i > 0 &&
+         (!isa_allowed(kernels[i].isa) || (kernels[i].isa == Isa::amx && m < least_amx_rows))) {
     --i;
   }
   return kernels[i];

@@ -12,7 +12,7 @@ namespace fastinfer::cpu {
 struct LinearPlan {
   const GemmS8S8S32Kernel* gemm;
   const QuantizeRowwiseKernel* quantize;
-  int64_t mc;     // rows quantised and multiplied at a time
+  int64_t mc;                // rows quantised and multiplied at a time
   int64_t tasks_m, tasks_n;  // the grid of tasks, tasks_m * tasks_n <= threads
 };
 

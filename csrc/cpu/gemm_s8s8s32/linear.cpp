@@ -8,7 +8,8 @@ namespace fastinfer::cpu {
 
 namespace {
 
-// Memory that a thread keeps between calls: the quantised rows of one chunk, their scales and offsets.
+// Memory that a thread keeps between calls: the quantised rows of one chunk, their scales and
+// offsets.
 class Scratch {
  public:
   ~Scratch() { std::free(data_); }

@@ -7,16 +7,17 @@
 // Tiles: 2 x 2 sums (tmm0-3), 2 of A (tmm4, 5), 2 of B (tmm6, 7): four loads for four products.
 // On Sapphire Rapids a fresh tile for each product costs 19.3 cycles in place of 16, so 83 % of
 // the peak is the ceiling of any 2 x 2 loop; every 64-byte row that comes from L2 and not from L1
-// costs about one cycle more. Hence
-//   - columns outside, rows inside: one pair of B panels serves every row block from L1;
-//   - K > kKeepK is cut into slices of kSliceK, so that a slice of the pair fits in L1; the sums of
-//     all row blocks wait in a buffer between slices;
+// costs about one cycle more, and so does every line of output that misses L1. Hence
+//   - K <= kKeepK: rows outside, columns inside. 32 rows of A stay in L1 for kChunkBytes of panels
+//     in L2, and the pages of 32 output rows are written one after the other;
+//   - K > kKeepK: columns outside, rows inside, K in slices of kSliceK, so that a slice of a pair
+//     of panels stays in L1 for all rows; the sums of all row blocks wait between slices;
 //   - the sums of a block are stored between the first products of the next one, which hides the
 //     latency of the last products.
 // Fewer than 33 rows, and what is left over, take the shapes 1x4, 2x2, 3x1 with tiles of just as
 // many rows as there are: time grows evenly with M.
 // Overflow: none, |sum| <= 128 * 128 * 131071 < 2^31. Slow: outputs that miss L2 (each line is
-// read before it is written), M < 4 (bound by tile loads; AVX-512 VNNI reads B faster).
+// read before it is written); one row (AVX-512 VNNI reads B faster).
 #include <immintrin.h>
 
 #include <algorithm>
@@ -73,7 +74,8 @@ class Tiles {
 constexpr int64_t kTile = 1024;
 
 constexpr int64_t kKeepK = 1024, kSliceK = 512;
-constexpr int64_t kMostRows = 256;        // rows of one call of the 2x2 loop: bounds its buffer
+constexpr int64_t kChunkBytes = 5 << 17;  // of panels, about a third of a 2 MiB L2
+constexpr int64_t kMostRows = 256;        // whose sums wait between slices
 constexpr int64_t kBlockSums = 32 * 32;
 
 // A 32 x 32 block of sums on its way to the output.
@@ -100,63 +102,104 @@ inline void next_sums(int32_t* previous, int32_t* sums, bool first_slice) {
   }
 }
 
-// Rows [row, row + rows) x columns [begin, end) in blocks of 32 x 32, the last of 17 to 32 rows
-// (all of them full, if there are several). C in tiles 0-3, A in 4, 5, B in 6, 7.
-void blocks_2x2(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows, int64_t begin,
-                int64_t end) {
-  // Two sets: the last blocks of a pair of panels are stored while the next pair begins.
-  alignas(64) int32_t sums[2][kMostRows / 32 * kBlockSums];
-  const int64_t slice = p.k_pad > kKeepK ? kSliceK : p.k_pad;
-  const int64_t panel = kPanelColumns * p.k_pad, a1_step = (std::min<int64_t>(rows, 32) - 16) * 64;
-  Block last;
-  for (int64_t n = begin; n < end; n += 32) {
-    const int64_t to_b1 = p.n_end - n > 16 ? panel : 0;
-    for (int64_t k_begin = 0; k_begin < p.k_pad; k_begin += slice) {
-      const int64_t steps = std::min(slice, p.k_pad - k_begin) / 64;
-      for (int64_t m = 0; m < rows; m += 32) {
-        const int8_t* a0 = p.a + (row + m) * p.k_pad + k_begin * 16;
-        const int8_t* a1 = p.a + (row + m + 16) * p.k_pad + k_begin / 64 * a1_step;
-        const int8_t* b0 = p.panels + n * p.k_pad + k_begin * 16;
-        const int8_t* b1 = b0 + to_b1;
-        const Block block{sums[n / 32 % 2] + m * 32, row + m, std::min<int64_t>(32, rows - m), n,
-                          k_begin + slice >= p.k_pad};
-        const bool first = k_begin == 0;
-        tile_load<6>(b0, 64);
-        tile_load<4>(a0, 64);
-        next_sums<0>(last.sums, block.sums, first);
-        tile_dp<0, 4, 6>();
-        tile_load<7>(b1, 64);
-        next_sums<1>(last.sums, block.sums, first);
-        tile_dp<1, 4, 7>();
-        tile_load<5>(a1, 64);
-        next_sums<2>(last.sums, block.sums, first);
-        tile_dp<2, 5, 6>();
-        next_sums<3>(last.sums, block.sums, first);
-        tile_dp<3, 5, 7>();
-        for (int64_t k = 1; k < steps; ++k) {
-          if (k == 2 && last.complete) {
-            last.finish(p, epilogue);
-            last.complete = false;
-          }
-          tile_load<6>(b0 + k * kTile, 64);
-          tile_load<4>(a0 + k * kTile, 64);
-          tile_dp<0, 4, 6>();
-          tile_load<7>(b1 + k * kTile, 64);
-          tile_dp<1, 4, 7>();
-          tile_load<5>(a1 + k * a1_step, 64);
-          tile_dp<2, 5, 6>();
-          tile_dp<3, 5, 7>();
-        }
-        if (last.complete) last.finish(p, epilogue);
-        last = block;
-      }
+// Blocks of 32 x 32 (or 17 to 31 rows, if the tiles are so configured), one after the other; C in
+// tiles 0-3, A in 4, 5, B in 6, 7.
+class Blocks2x2 {
+ public:
+  Blocks2x2(const GemmS8S8S32& p, EpilogueFn epilogue) : p_(p), epilogue_(epilogue) {}
+
+  // Adds `steps` tiles along K from k_begin to the sums of `block`, zero before k_begin = 0.
+  void add(const Block& block, int64_t k_begin, int64_t steps) {
+    const int64_t a1_step = (block.rows - 16) * 64;
+    const int8_t* a0 = p_.a + block.row * p_.k_pad + k_begin * 16;
+    const int8_t* a1 = p_.a + (block.row + 16) * p_.k_pad + k_begin / 64 * a1_step;
+    const int8_t* b0 = p_.panels + block.column * p_.k_pad + k_begin * 16;
+    const int8_t* b1 = p_.n_end - block.column > 16 ? b0 + kPanelColumns * p_.k_pad : b0;
+    const bool first = k_begin == 0;
+    tile_load<6>(b0, 64);
+    tile_load<4>(a0, 64);
+    next_sums<0>(last_.sums, block.sums, first);
+    tile_dp<0, 4, 6>();
+    tile_load<7>(b1, 64);
+    next_sums<1>(last_.sums, block.sums, first);
+    tile_dp<1, 4, 7>();
+    tile_load<5>(a1, 64);
+    next_sums<2>(last_.sums, block.sums, first);
+    tile_dp<2, 5, 6>();
+    next_sums<3>(last_.sums, block.sums, first);
+    tile_dp<3, 5, 7>();
+    for (int64_t k = 1; k < steps; ++k) {
+      if (k == 2) finish_last();
+      tile_load<6>(b0 + k * kTile, 64);
+      tile_load<4>(a0 + k * kTile, 64);
+      tile_dp<0, 4, 6>();
+      tile_load<7>(b1 + k * kTile, 64);
+      tile_dp<1, 4, 7>();
+      tile_load<5>(a1 + k * a1_step, 64);
+      tile_dp<2, 5, 6>();
+      tile_dp<3, 5, 7>();
+    }
+    finish_last();
+    last_ = block;
+  }
+
+  // Stores and finishes the last block.
+  void flush() {
+    tile_store<0>(last_.sums + quarter(0), 128);
+    tile_store<1>(last_.sums + quarter(1), 128);
+    tile_store<2>(last_.sums + quarter(2), 128);
+    tile_store<3>(last_.sums + quarter(3), 128);
+    finish_last();
+    last_.sums = nullptr;
+  }
+
+ private:
+  void finish_last() {
+    if (last_.complete) last_.finish(p_, epilogue_);
+    last_.complete = false;
+  }
+
+  const GemmS8S8S32& p_;
+  EpilogueFn epilogue_;
+  Block last_;
+};
+
+// Rows [row, row + rows) x columns [begin, end), K <= kKeepK. rows: a multiple of 32, or 17 to 31.
+void rows_outside(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
+                  int64_t begin, int64_t end) {
+  alignas(64) int32_t sums[2][kBlockSums];
+  int turn = 0;
+  Blocks2x2 blocks(p, epilogue);
+  for (int64_t m = 0; m < rows; m += 32) {
+    for (int64_t n = begin; n < end; n += 32) {
+      turn ^= 1;
+      blocks.add({sums[turn], row + m, std::min<int64_t>(32, rows - m), n, true}, 0,
+                 p.k_pad / kBlockK);
     }
   }
-  tile_store<0>(last.sums + quarter(0), 128);
-  tile_store<1>(last.sums + quarter(1), 128);
-  tile_store<2>(last.sums + quarter(2), 128);
-  tile_store<3>(last.sums + quarter(3), 128);
-  last.finish(p, epilogue);
+  blocks.flush();
+}
+
+// The same for any K.
+void columns_outside(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
+                     int64_t begin, int64_t end) {
+  // Two sets: the last blocks of a pair of panels are stored while the next pair begins.
+  alignas(64) int32_t sums[2][kMostRows / 32 * kBlockSums];
+  Blocks2x2 blocks(p, epilogue);
+  for (int64_t m_begin = 0; m_begin < rows; m_begin += kMostRows) {
+    const int64_t m_end = std::min(rows, m_begin + kMostRows);
+    for (int64_t n = begin; n < end; n += 32) {
+      for (int64_t k = 0; k < p.k_pad; k += kSliceK) {
+        const int64_t steps = std::min(kSliceK, p.k_pad - k) / kBlockK;
+        for (int64_t m = m_begin; m < m_end; m += 32) {
+          blocks.add({sums[n / 32 % 2] + (m - m_begin) * 32, row + m,
+                      std::min<int64_t>(32, rows - m), n, k + kSliceK >= p.k_pad},
+                     k, steps);
+        }
+      }
+    }
+    blocks.flush();
+  }
 }
 
 // rows <= 16, 4 panels: C in tiles 0-3, A in 4, B in 5-7.
@@ -229,14 +272,17 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
   if (tail > 0 && tail <= 16 && p.m > 32) tail += 32;
   const int64_t main = p.m - tail;
   const EpilogueFn epilogue = select_epilogue<Avx512Vec>(p);
+  const auto blocks_2x2 = p.k_pad <= kKeepK ? rows_outside : columns_outside;
+  // Equal chunks of columns of at most kChunkBytes, read once for each group of rows.
+  const int64_t most = std::max<int64_t>(64, kChunkBytes / p.k_pad);
+  const int64_t columns = p.n_end - p.n_begin, chunks = (columns + most - 1) / most;
+  const int64_t nc = round_up((columns + chunks - 1) / chunks, 64);
   Tiles tiles;
-  // Columns whose panels fit in a quarter of the L2 cache, read once more for each group of rows.
-  const int64_t nc = std::max<int64_t>(64, (int64_t(1) << 19) / p.k_pad / 64 * 64);
   for (int64_t begin = p.n_begin; begin < p.n_end; begin += nc) {
     const int64_t end = std::min(p.n_end, begin + nc);
-    if (main > 0) tiles.configure({16, 16, 16, 16, 16, 16, 16, 16});
-    for (int64_t m = 0; m < main; m += kMostRows) {
-      blocks_2x2(p, epilogue, m, std::min(kMostRows, main - m), begin, end);
+    if (main > 0) {
+      tiles.configure({16, 16, 16, 16, 16, 16, 16, 16});
+      blocks_2x2(p, epilogue, 0, main, begin, end);
     }
     const int r = int(tail % 16 == 0 ? 16 : tail % 16);
     if (tail > 32) {

@@ -91,8 +91,8 @@ template <class R>
 void vnni_gemm(const GemmS8S8S32& p) {
   if (p.m == 0) return;
   const int64_t blocks = (p.m + R::kMaxRows - 1) / R::kMaxRows;
-  const int mr = int((p.m + blocks - 1) / blocks);        // rows of the taller blocks
-  const int64_t taller = p.m - blocks * (mr - 1);         // how many of them
+  const int mr = int((p.m + blocks - 1) / blocks);  // rows of the taller blocks
+  const int64_t taller = p.m - blocks * (mr - 1);   // how many of them
   vnni_dispatch<R, R::kMaxRows>(p, mr, 0, taller * mr);
   if (taller < blocks) {
     vnni_dispatch<R, R::kMaxRows>(p, mr - 1, taller * mr, (blocks - taller) * (mr - 1));

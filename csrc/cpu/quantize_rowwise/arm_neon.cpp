@@ -1,8 +1,9 @@
 // quantize_rowwise on NEON. Formula and layouts: quantize_rowwise.h.
 //
-// Pass 1, 16 elements a step: 4 x (fmin, fmax), which hand a NaN on. Pass 2, 16 elements a step: 4 x (fsub, fmul, fcvtns: nearest even),
-// 2 x (xtn, xtn2) to int16, xtn, xtn2 to int8, eor, one 16-byte store. The narrowings lose nothing:
-// |q| <= 127. Bound by reading x; not measured, these rows have run under emulation alone.
+// Pass 1, 16 elements a step: 4 x (fmin, fmax), which hand a NaN on. Pass 2, 16 elements a step: 4
+// x (fsub, fmul, fcvtns: nearest even), 2 x (xtn, xtn2) to int16, xtn, xtn2 to int8, eor, one
+// 16-byte store. The narrowings lose nothing: |q| <= 127. Bound by reading x; not measured, these
+// rows have run under emulation alone.
 #include <cstring>
 
 #include "cpu/quantize_rowwise/layout.h"
@@ -38,8 +39,7 @@ struct Range {
 template <DType kType>
 inline RowRange row_range(const char* x, int64_t k) {
   if (k == 0) return {0.0f, 0.0f};
-  const float32x4_t first =
-      vdupq_laneq_f32(V::load(static_cast<const void*>(x), kType, 1), 0);
+  const float32x4_t first = vdupq_laneq_f32(V::load(static_cast<const void*>(x), kType, 1), 0);
   Range r[4];
   for (Range& range : r) range = {first, first};
   int64_t i = 0;
@@ -64,9 +64,7 @@ void quantize_row(const QuantizeRowwise& p, int64_t m) {
       const float32x4_t v = load4<kType>(x, k + i, end, offset);
       return vcvtnq_s32_f32(vmulq_f32(vsubq_f32(v, offset), inverse));
     };
-    const auto q16 = [&](int64_t i) {
-      return vmovn_high_s32(vmovn_s32(q32(i)), q32(i + 4));
-    };
+    const auto q16 = [&](int64_t i) { return vmovn_high_s32(vmovn_s32(q32(i)), q32(i + 4)); };
     const int8x16_t q = veorq_s8(vmovn_high_s16(vmovn_s16(q16(0)), q16(8)), flip);
     int8_t* out = row.q + k / 64 * row.k_block_stride + k % 64;
     if (k + 16 <= p.k_store) {

@@ -8,8 +8,8 @@ namespace fastinfer::cpu {
 namespace {
 
 float element(const QuantizeRowwise& p, int64_t m, int64_t k) {
-  return ScalarVec::load(
-      static_cast<const char*>(p.x) + m * p.ldx_bytes + k * size_of(p.x_dtype), p.x_dtype);
+  return ScalarVec::load(static_cast<const char*>(p.x) + m * p.ldx_bytes + k * size_of(p.x_dtype),
+                         p.x_dtype);
 }
 
 RowRange row_range(const QuantizeRowwise& p, int64_t m) {

@@ -40,7 +40,7 @@ inline RowScale row_scale(const QuantizeRowwise& p, int64_t m, const RowRange& r
 }
 
 struct RowDestination {
-  int8_t* q;               // byte k is at q[k / 64 * k_block_stride + k % 64]
+  int8_t* q;  // byte k is at q[k / 64 * k_block_stride + k % 64]
   int64_t k_block_stride;
 };
 

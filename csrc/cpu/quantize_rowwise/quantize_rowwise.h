@@ -32,17 +32,17 @@
 namespace fastinfer::cpu {
 
 struct QuantizeRowwise {
-  const void* x;        // rows x k elements of x_dtype, unit stride along k
-  DType x_dtype;        // f32, bf16, f16
-  int64_t ldx_bytes;    // from one row of x to the next
+  const void* x;      // rows x k elements of x_dtype, unit stride along k
+  DType x_dtype;      // f32, bf16, f16
+  int64_t ldx_bytes;  // from one row of x to the next
   int64_t rows;
   int64_t k;
-  int64_t k_store;      // >= k; a multiple of 64 unless tile_rows == 1
-  int64_t tile_rows;    // 1 or 16
-  uint8_t flip;         // 0x00 or 0x80
+  int64_t k_store;    // >= k; a multiple of 64 unless tile_rows == 1
+  int64_t tile_rows;  // 1 or 16
+  uint8_t flip;       // 0x00 or 0x80
   int8_t* q;
-  float* scale;         // [rows]
-  float* offset;        // [rows], or null: symmetric
+  float* scale;   // [rows]
+  float* offset;  // [rows], or null: symmetric
 };
 
 using QuantizeRowwiseFn = void (*)(const QuantizeRowwise&);

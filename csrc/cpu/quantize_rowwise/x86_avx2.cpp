@@ -37,8 +37,8 @@ struct Range {
 template <DType kType>
 inline RowRange row_range(const char* x, int64_t k) {
   if (k == 0) return {0.0f, 0.0f};
-  const __m256 first = _mm256_broadcastss_ps(
-      _mm256_castps256_ps128(V::load(static_cast<const void*>(x), kType, 1)));
+  const __m256 first =
+      _mm256_broadcastss_ps(_mm256_castps256_ps128(V::load(static_cast<const void*>(x), kType, 1)));
   Range r0{first, first}, r1 = r0;
   int64_t i = 0;
   for (; i + 16 <= k; i += 16) {

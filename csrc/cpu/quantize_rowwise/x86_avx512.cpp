@@ -42,8 +42,8 @@ struct Range {
 template <DType kType>
 inline RowRange row_range(const char* x, int64_t k) {
   if (k == 0) return {0.0f, 0.0f};
-  const __m512 first = _mm512_broadcastss_ps(_mm512_castps512_ps128(
-      V::load(static_cast<const void*>(x), kType, 1)));
+  const __m512 first =
+      _mm512_broadcastss_ps(_mm512_castps512_ps128(V::load(static_cast<const void*>(x), kType, 1)));
   Range r0{first, first}, r1 = r0;
   int64_t i = 0;
   for (; i + 32 <= k; i += 32) {
@@ -82,9 +82,9 @@ inline void quantize_row(const QuantizeRowwise& p, int64_t m, const RowScale& s)
   }
   const int64_t end = s.finite ? p.k : 0;
   for (; k < p.k_store; k += 64) {
-    const __m512i q = pack(load16<kType>(x, k, end, offset), load16<kType>(x, k + 16, end, offset),
-                           load16<kType>(x, k + 32, end, offset),
-                           load16<kType>(x, k + 48, end, offset));
+    const __m512i q =
+        pack(load16<kType>(x, k, end, offset), load16<kType>(x, k + 16, end, offset),
+             load16<kType>(x, k + 32, end, offset), load16<kType>(x, k + 48, end, offset));
     int8_t* out = row.q + k / 64 * row.k_block_stride;
     if (k + 64 <= p.k_store) {
       _mm512_storeu_si512(out, q);
