@@ -15,6 +15,8 @@ Tensor pack_w8(const Tensor& w) {
   const Tensor rows = torch::stable::contiguous(w);
   const int64_t n = w.size(0), k = w.size(1);
   Tensor packed = empty({cpu::packed_bytes(n, k)}, ScalarType::Byte);
+  // Written once, read at every call: worth huge pages at any size.
+  cpu::advise_huge_pages(packed.mutable_data_ptr(), packed.numel());
   cpu::pack_w8(static_cast<const int8_t*>(rows.const_data_ptr()), n, k,
                static_cast<uint8_t*>(packed.mutable_data_ptr()));
   return packed;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/dtype.h"
+#include "cpu/huge_pages.h"
 
 namespace fastinfer::ops {
 
@@ -93,7 +94,10 @@ struct Rows {
   }
 };
 
-// An uninitialised contiguous CPU tensor.
+// An uninitialised contiguous CPU tensor. A block of 32 MiB or more is mapped afresh by glibc at every
+// call (DEFAULT_MMAP_THRESHOLD_MAX), so that on small pages a fault each would cost more than the
+// arithmetic that fills it; smaller blocks are reused, and huge pages would only wait for memory
+// to be compacted.
 inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
@@ -103,7 +107,10 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
       int64_t(sizes.size()), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  Tensor t(handle);
+  const int64_t bytes = step * int64_t(t.element_size());
+  if (bytes >= (32 << 20) && t.numel() > 0) cpu::advise_huge_pages(t.mutable_data_ptr(), bytes);
+  return t;
 }
 
 // cpu::ParallelFor on torch's own pool.

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "cpu/huge_pages.h"
+
 namespace fastinfer::cpu {
 
 namespace {
@@ -18,8 +20,12 @@ class Scratch {
     if (bytes > size_) {
       std::free(data_);
       size_ = 0;
-      data_ = std::aligned_alloc(64, (bytes + 4095) / 4096 * 4096);
-      if (data_ != nullptr) size_ = bytes;
+      const size_t page = bytes < size_t(kHugePage) / 2 ? 4096 : size_t(kHugePage);
+      data_ = std::aligned_alloc(page, (bytes + page - 1) / page * page);
+      if (data_ != nullptr) {
+        size_ = (bytes + page - 1) / page * page;
+        advise_huge_pages(data_, int64_t(size_));
+      }
     }
     return data_;
   }
