@@ -57,7 +57,7 @@ Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scal
   }
 
   const Rows rows(x);
-  Tensor out = empty(shape, out_type);
+  Tensor out = empty_output(shape, out_type);
   p.x = rows.data;
   p.ldx_bytes = rows.ld_bytes;
   p.m = rows.m;

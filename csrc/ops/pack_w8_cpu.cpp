@@ -1,5 +1,6 @@
 // fastinfer::pack_w8, fastinfer::unpack_w8: int8 [N, K] <-> the packed layout of CPUs.
 #include "cpu/gemm_s8s8s32/pack.h"
+#include "cpu/huge_pages.h"
 #include "ops/tensor.h"
 
 namespace fastinfer::ops {

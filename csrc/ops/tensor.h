@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "cpu/buffer_pool.h"
 #include "cpu/dtype.h"
-#include "cpu/huge_pages.h"
 
 namespace fastinfer::ops {
 
@@ -94,23 +94,43 @@ struct Rows {
   }
 };
 
-// An uninitialised contiguous CPU tensor. A block of 32 MiB or more is mapped afresh by glibc at every
-// call (DEFAULT_MMAP_THRESHOLD_MAX), so that on small pages a fault each would cost more than the
-// arithmetic that fills it; smaller blocks are reused, and huge pages would only wait for memory
-// to be compacted.
-inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
   for (size_t i = sizes.size(); i-- > 0; step *= sizes[i] > 0 ? sizes[i] : 1) strides[i] = step;
+  return strides;
+}
+
+// An uninitialised contiguous CPU tensor.
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       int64_t(sizes.size()), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor t(handle);
-  const int64_t bytes = step * int64_t(t.element_size());
-  if (bytes >= (32 << 20) && t.numel() > 0) cpu::advise_huge_pages(t.mutable_data_ptr(), bytes);
-  return t;
+  return Tensor(handle);
+}
+
+// The same for what an operator returns: a large one comes from the pool of warm buffers and goes
+// back to it with the last reference.
+inline Tensor empty_output(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  int64_t bytes = cpu::size_of(*float_dtype(dtype));
+  for (int64_t size : sizes) bytes *= size;
+  if (bytes < cpu::kPoolLeastBytes) return empty(sizes, dtype);
+  void* data = cpu::pool_acquire(bytes);
+  STD_TORCH_CHECK(data != nullptr, "out of memory for an output of ", bytes, " bytes");
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(
+      data, int64_t(sizes.size()), sizes.data(), strides.data(), 0,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
+      [](void* buffer, void* size) {
+        cpu::pool_release(buffer, int64_t(reinterpret_cast<intptr_t>(size)));
+      },
+      reinterpret_cast<void*>(intptr_t(bytes))));
+  return Tensor(handle);
 }
 
 // cpu::ParallelFor on torch's own pool.
