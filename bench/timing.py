@@ -36,6 +36,15 @@ def _sample(run: Run, calls: int) -> float:
     return (perf_counter() - start) / calls
 
 
+def _warm_up(run: Run, least: float) -> None:
+    """Wakes the pool and brings code and data back into the caches: one call, and more until
+    `least` seconds have passed."""
+    end = perf_counter() + least
+    run()
+    while perf_counter() < end:
+        run()
+
+
 def calls_per_sample(run: Run, least: float) -> int:
     """How many calls take at least `least` seconds together."""
     calls = 1
@@ -64,9 +73,10 @@ def interleave(
         sample_seconds: the least duration of a sample; short calls are repeated to fill it.
         hopeless: a candidate whose best sample is slower than that of the fastest by this factor
             leaves after 3 rounds; the first candidate stays.
-        settle: pause whenever the thread pool changes. The threads of OpenMP and of ONNX Runtime
-            spin for some milliseconds after their last work, on the cores that the next candidate
-            needs.
+        settle: pause whenever the thread pool changes, then run untimed for as long. The threads of
+            OpenMP and of ONNX Runtime spin for some milliseconds after their last work, on the
+            cores that the next candidate needs; a thread that wakes up may find itself on the core
+            of the one that waits for it, until the scheduler's next tick moves it.
 
     Returns:
         One Timing a candidate, in the order given.
@@ -84,13 +94,13 @@ def interleave(
     while rounds < least_samples or perf_counter() - begin < seconds:
         for name in active:
             candidate = candidates[name]
-            if settle and candidate.pool != pool:
-                sleep(settle)
-                pool = candidate.pool
+            wake = settle if candidate.pool != pool else 0.0
+            sleep(wake)
+            pool = candidate.pool
             if candidate.before:
                 candidate.before()
             if name in short:
-                candidate.run()  # wakes the pool, brings code and data back into the caches
+                _warm_up(candidate.run, wake)
             samples[name].append(_sample(candidate.run, calls[name]))
         rounds += 1
         if rounds == 3:
