@@ -65,6 +65,7 @@ class Random {
 };
 
 void test_arch();
+void test_buffer_pool();
 void test_vec();
 void test_gemm_s8s8s32();
 void test_quantize_rowwise();

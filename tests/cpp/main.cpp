@@ -28,7 +28,8 @@ int main(int argc, char** argv) {
     void (*run)();
   } parts[] = {{"arch", test::test_arch},         {"vec", test::test_vec},
                {"gemm", test::test_gemm_s8s8s32}, {"quantize", test::test_quantize_rowwise},
-               {"pack", test::test_pack},         {"linear", test::test_linear}};
+               {"pack", test::test_pack},         {"linear", test::test_linear},
+               {"pool", test::test_buffer_pool}};
   bool found = argc < 2;
   for (const auto& part : parts) {
     if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;
@@ -36,7 +37,7 @@ int main(int argc, char** argv) {
     part.run();
   }
   if (!found) {
-    std::fprintf(stderr, "part: got \"%s\", want arch, vec, gemm, quantize, pack or linear\n",
+    std::fprintf(stderr, "part: got \"%s\", want arch, vec, gemm, quantize, pack, linear or pool\n",
                  argv[1]);
     return 2;
   }
