@@ -7,7 +7,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import fastinfer
-from fastinfer import ops
+from fastinfer import ops, quantize_linear
 from fastinfer.nn import QuantizedLinear, why_not_quantizable
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -343,10 +343,12 @@ def test_rows_longer_than_int32_allows_are_refused():
 
 
 def test_the_longest_rows_work(randn):
-    linear = nn.Linear(131071, 2).eval().requires_grad_(False)
-    x = randn(2, 131071)
+    linear = nn.Linear(131071, 32).eval().requires_grad_(False)
+    x = randn(8, 131071)
     y, want = fastinfer.quantize_linear(linear)(x), linear(x)
-    assert (y - want).norm() / want.norm() < 0.02
+    # Steps of about 4.5 / 127 (Gaussian rows) and sqrt(3) / 127 (uniform weights) of a standard
+    # deviation, rounding errors uniform: 0.011 relative; 256 outputs keep the ratio within 20 %.
+    assert (y - want).norm() / want.norm() < 0.0135
 
 
 def test_zero_weights_and_tiny_weights(randn):
@@ -371,3 +373,43 @@ def test_no_inputs_and_no_outputs(randn):
     assert torch.equal(
         fastinfer.quantize_linear(linear).eval()(torch.empty(2, 0)), linear.bias.expand(2, 5)
     )
+
+
+def test_backward_through_the_layer_is_an_error(randn):
+    layer = quantize_linear(nn.Linear(64, 32)).eval()
+    x = randn(3, 64).requires_grad_()
+    y = layer(x)
+    with torch.no_grad():
+        assert torch.equal(y, layer(x))
+    with pytest.raises(RuntimeError, match="for inference only and has no gradient"):
+        (y.sum() + x.sum()).backward()
+
+
+@pytest.mark.parametrize("x", [None, [1.0] * 64, 3])
+@pytest.mark.parametrize("training", [True, False])
+def test_x_is_no_tensor(x, training):
+    layer = quantize_linear(nn.Linear(64, 32)).train(training)
+    with pytest.raises(TypeError, match="x is a"):
+        layer(x)
+
+
+def altered(change):
+    linear = nn.Linear(64, 32)
+    change(linear)
+    return linear
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: setattr(m, "forward", lambda x: x), "its forward was replaced"),
+        (lambda m: setattr(m, "weight", nn.Parameter(torch.ones(8, 64))), r"shape \[8, 64\]"),
+        (lambda m: setattr(m, "bias", nn.Parameter(torch.ones(1))), r"bias has shape \[1\]"),
+        (lambda m: m.add_module("lora", nn.Linear(64, 2)), "more than a weight and a bias: lora"),
+        (lambda m: m.register_buffer("mask", torch.ones(3)), "more than a weight and a bias: mask"),
+        (lambda m: m.register_state_dict_post_hook(lambda *a: None), "it has hooks"),
+    ],
+)
+def test_a_linear_that_is_more_is_refused(change, reason):
+    with pytest.raises(TypeError, match=reason):
+        quantize_linear(altered(change))

@@ -122,14 +122,16 @@ inline Tensor empty_output(const std::vector<int64_t>& sizes, ScalarType dtype) 
   STD_TORCH_CHECK(data != nullptr, "out of memory for an output of ", bytes, " bytes");
   const std::vector<int64_t> strides = contiguous_strides(sizes);
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(
+  const AOTITorchError failed = torch_from_blob(
       data, int64_t(sizes.size()), sizes.data(), strides.data(), 0,
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
       [](void* buffer, void* size) {
         cpu::pool_release(buffer, int64_t(reinterpret_cast<intptr_t>(size)));
       },
-      reinterpret_cast<void*>(intptr_t(bytes))));
+      reinterpret_cast<void*>(intptr_t(bytes)));
+  if (failed) cpu::pool_release(data, bytes);
+  STD_TORCH_CHECK(!failed, "torch refused an output of ", bytes, " bytes");
   return Tensor(handle);
 }
 

@@ -82,12 +82,10 @@ def _why_left(layer: Layer, filter_fn: FilterFn | None) -> str | None:
         return "it is quantised already"
     if parametrize.is_parametrized(module):
         return "it is parametrised (torch.nn.utils.parametrize)"
-    if "forward" in vars(module):
-        return "its forward was replaced on the instance"
     reason = why_not_quantizable(module)
     if reason is not None:
         return reason
-    if filter_fn is not None and not all(filter_fn(module, name) for name in layer.names):
+    if filter_fn is not None and not all(_chosen(filter_fn, module, n) for n in layer.names):
         return "filter_fn left it out"
     if module.weight.is_meta:
         return "it is on the meta device, without values"
@@ -96,6 +94,13 @@ def _why_left(layer: Layer, filter_fn: FilterFn | None) -> str | None:
     if not torch.isfinite(module.weight).all():
         return "its weight holds NaN or Inf"
     return None
+
+
+def _chosen(filter_fn: FilterFn, module: nn.Module, name: str) -> bool:
+    chosen = filter_fn(module, name)
+    if not isinstance(chosen, bool):
+        raise TypeError(f"filter_fn: returned {chosen!r} for {name}, want True or False")
+    return chosen
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:

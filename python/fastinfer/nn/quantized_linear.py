@@ -12,6 +12,22 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _linear_w8a8 = torch.ops.fastinfer.linear_w8a8.default
 
 
+class _WithoutGradient(torch.autograd.Function):
+    """The operator on an input that requires a gradient: a backward pass through it is an error
+    and not a gradient with this layer left out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        return _linear_w8a8(x, packed, scale, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise RuntimeError(
+            "QuantizedLinear: backward() reached the layer, but it is for inference only and has "
+            "no gradient: run the model under torch.inference_mode(), or train the float model"
+        )
+
+
 class QuantizedLinear(nn.Module):
     """``y = x @ W.T + bias`` with an int8 weight and rows of ``x`` quantised as they come.
 
@@ -105,23 +121,32 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` float32, bfloat16 or float16 -> ``[..., out_features]``.
 
+        In evaluation mode an ``x`` that requires a gradient is multiplied like any other; a
+        backward pass that reaches the layer is a RuntimeError.
+
         Raises:
             RuntimeError: in training mode, if ``x`` requires a gradient: the layer has none.
             TypeError, ValueError: as :func:`fastinfer.ops.linear_w8a8`.
         """
-        if self.training and torch.is_grad_enabled() and x.requires_grad:
+        buffers = self._buffers  # a third of the cost of three attributes of a Module
+        packed, scale, bias = buffers["weight_packed"], buffers["weight_scale"], buffers["bias"]
+        try:
+            if x.requires_grad and torch.is_grad_enabled():
+                self._check_not_training()
+                if not torch.compiler.is_compiling():
+                    return _WithoutGradient.apply(x, packed, scale, bias)
+            return _linear_w8a8(x, packed, scale, bias)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            failure = error
+        self._explain(x)
+        raise failure
+
+    def _check_not_training(self) -> None:
+        if self.training:
             raise RuntimeError(
                 "QuantizedLinear: x requires a gradient and the layer is in training mode, but it "
                 "is for inference only: call model.eval(), or run under torch.inference_mode()"
             )
-        buffers = self._buffers  # a third of the cost of three attributes of a Module
-        packed, scale, bias = buffers["weight_packed"], buffers["weight_scale"], buffers["bias"]
-        try:
-            return _linear_w8a8(x, packed, scale, bias)
-        except (RuntimeError, TypeError) as error:
-            failure = error
-        self._explain(x)
-        raise failure
 
     def _explain(self, x: Tensor) -> None:
         """Raises what is wrong with the arguments of a call that failed, if that was the cause."""
@@ -218,15 +243,29 @@ def why_not_quantizable(module: nn.Module) -> str | None:
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
+        module._state_dict_hooks,
+        module._state_dict_pre_hooks,
+        module._load_state_dict_pre_hooks,
+        module._load_state_dict_post_hooks,
     )
     if any(hooks):
         return "it has hooks"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    extras = [*module._modules, *module._buffers, *module._parameters.keys() - {"weight", "bias"}]
+    if extras:
+        return f"it holds more than a weight and a bias: {', '.join(extras)}"
     if type(module.weight) is not nn.Parameter:
         return f"its weight is a {type(module.weight).__name__}, not a plain parameter"
     if module.weight.dtype not in _FLOATS:
         return f"its weight has dtype {module.weight.dtype}, not float32, bfloat16 or float16"
-    if module.in_features > ops.MAX_K:
-        return f"its K = {module.in_features} is above {ops.MAX_K}"
+    n, k = module.out_features, module.in_features
+    if module.weight.shape != (n, k):
+        return f"its weight has shape {list(module.weight.shape)}, not [{n}, {k}]"
+    if module.bias is not None and module.bias.shape != (n,):
+        return f"its bias has shape {list(module.bias.shape)}, not [{n}]"
+    if k > ops.MAX_K:
+        return f"its K = {k} is above {ops.MAX_K}"
     return None
 
 
