@@ -2,8 +2,9 @@
 
 All take float32 rows and give float32 rows; quantising the activations is inside the timed call.
 ``Peer.prepare(weight, bias, sample)`` does what a user does once (quantise, calibrate, export)
-and returns ``open(x, threads)``, which makes a layer with a copy of the weights of its own, bound
-to `x`, and returns a callable without arguments that runs it and returns the output.
+and returns ``open(x, threads, alone=True)``, which makes a layer with a copy of the weights of its
+own, bound to `x`, and returns a callable without arguments that runs it and returns the output;
+`alone` says that no other copy waits for its turn.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Open = Callable[[Tensor, int], Callable[[], Any]]
+Open = Callable[..., Callable[[], Any]]
 Prepare = Callable[[Tensor, Tensor, Tensor], Open]
 
 
@@ -51,7 +52,7 @@ def make_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 def fastinfer_int8(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
     from fastinfer.nn import QuantizedLinear
 
-    def open_layer(x: Tensor, threads: int) -> Callable[[], Tensor]:
+    def open_layer(x: Tensor, threads: int, alone: bool = True) -> Callable[[], Tensor]:
         layer = QuantizedLinear.from_linear(make_linear(weight, bias))
         return lambda: layer(x)
 
@@ -59,7 +60,7 @@ def fastinfer_int8(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
 
 
 def torch_fp32(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
-    def open_layer(x: Tensor, threads: int) -> Callable[[], Tensor]:
+    def open_layer(x: Tensor, threads: int, alone: bool = True) -> Callable[[], Tensor]:
         layer = make_linear(weight, bias)
         return lambda: layer(x)
 
@@ -67,7 +68,7 @@ def torch_fp32(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
 
 
 def torch_bf16(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
-    def open_layer(x: Tensor, threads: int) -> Callable[[], Tensor]:
+    def open_layer(x: Tensor, threads: int, alone: bool = True) -> Callable[[], Tensor]:
         layer = make_linear(weight, bias).bfloat16()
         return lambda: layer(x.bfloat16()).float()
 
@@ -78,7 +79,7 @@ def torch_ao(engine: str) -> Prepare:
     """Dynamic quantisation as its tutorial has it, with one of the two x86 engines."""
 
     def prepare(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
-        def open_layer(x: Tensor, threads: int) -> Callable[[], Tensor]:
+        def open_layer(x: Tensor, threads: int, alone: bool = True) -> Callable[[], Tensor]:
             # The engine packs the weights and stays with the packed form.
             torch.backends.quantized.engine = engine
             with warnings.catch_warnings():
@@ -125,10 +126,14 @@ def onnxruntime_int8(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
         logging.root.setLevel(level)
         model = target.read_bytes()
 
-    def open_layer(x: Tensor, threads: int) -> Callable[[], Any]:
+    def open_layer(x: Tensor, threads: int, alone: bool = True) -> Callable[[], Any]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        if not alone:
+            # Each session has a pool of its own; dozens that spin between their calls would take
+            # the cores from each other and from everybody else.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
         binding = session.io_binding()
         y = torch.empty(x.shape[0], n)
@@ -179,7 +184,7 @@ def openvino_linear(scheme: str, precision: str) -> Prepare:
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = weight.shape[1]
         core = openvino.Core()
 
-        def open_layer(x: Tensor, threads: int) -> Callable[[], Any]:
+        def open_layer(x: Tensor, threads: int, alone: bool = True) -> Callable[[], Any]:
             model.reshape(list(x.shape))
             compiled = core.compile_model(model, "CPU", config | {"INFERENCE_NUM_THREADS": threads})
             request = compiled.create_infer_request()

@@ -108,7 +108,7 @@ def _linear(
             x = torch.randn(m, k)
             candidates, errors, left_out = {}, {}, []
             for peer in options.peers:
-                layers = [opens[peer.name](x, threads) for _ in range(copies)]
+                layers = [opens[peer.name](x, threads, copies == 1) for _ in range(copies)]
                 error = relative_error(layers[-1](), x, weight, bias)
                 if not error <= ERROR_LIMIT[peer.kind]:
                     left_out.append(f"{peer.name} wrong by {error:.3g}")

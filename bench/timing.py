@@ -36,13 +36,14 @@ def _sample(run: Run, calls: int) -> float:
     return (perf_counter() - start) / calls
 
 
-def _warm_up(run: Run, least: float) -> None:
-    """Wakes the pool and brings code and data back into the caches: one call, and more until
-    `least` seconds have passed."""
-    end = perf_counter() + least
-    run()
-    while perf_counter() < end:
-        run()
+def _warm_up(run: Run, least: float, usual: float) -> None:
+    """Wakes the pool and brings code and data back into the caches: calls for `least` seconds, and
+    on until one takes no more than twice its `usual` seconds, half a second at most."""
+    begin = perf_counter()
+    while True:
+        seconds, spent = _sample(run, 1), perf_counter() - begin
+        if spent >= least and (seconds <= 2 * usual or spent > 0.5):
+            return
 
 
 def calls_per_sample(run: Run, least: float) -> int:
@@ -81,13 +82,14 @@ def interleave(
     Returns:
         One Timing a candidate, in the order given.
     """
-    calls, short = {}, set()
+    calls, short, usual = {}, set(), {}
     for name, candidate in candidates.items():
         if candidate.before:
             candidate.before()
         candidate.run()
         calls[name] = calls_per_sample(candidate.run, sample_seconds)
-        if _sample(candidate.run, 1) < 20e-3:
+        usual[name] = min(_sample(candidate.run, 1) for _ in range(5))
+        if usual[name] < 20e-3:
             short.add(name)
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     active, pool, begin, rounds = list(candidates), "", perf_counter(), 0
@@ -100,8 +102,9 @@ def interleave(
             if candidate.before:
                 candidate.before()
             if name in short:
-                _warm_up(candidate.run, wake)
+                _warm_up(candidate.run, wake, usual[name])
             samples[name].append(_sample(candidate.run, calls[name]))
+            usual[name] = min(usual[name], samples[name][-1])
         rounds += 1
         if rounds == 3:
             limit = hopeless * min(min(taken) for taken in samples.values())
