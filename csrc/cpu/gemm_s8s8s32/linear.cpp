@@ -21,9 +21,10 @@ class Scratch {
       std::free(data_);
       size_ = 0;
       const size_t page = bytes < size_t(kHugePage) / 2 ? 4096 : size_t(kHugePage);
-      data_ = std::aligned_alloc(page, (bytes + page - 1) / page * page);
+      const size_t size = (bytes + page - 1) / page * page;
+      data_ = std::aligned_alloc(page, size);
       if (data_ != nullptr) {
-        size_ = (bytes + page - 1) / page * page;
+        size_ = size;
         advise_huge_pages(data_, int64_t(size_));
       }
     }
@@ -34,6 +35,9 @@ class Scratch {
   void* data_ = nullptr;
   size_t size_ = 0;
 };
+
+// Bytes of the scales and offsets that stand before the quantised rows of a chunk.
+int64_t scale_bytes(const LinearPlan& plan) { return round_up(plan.mc * 8, 64); }
 
 struct Job {
   const LinearW8A8* p;
@@ -47,7 +51,7 @@ void multiply(const LinearW8A8& p, const LinearPlan& plan, int64_t m_begin, int6
   const int64_t k_pad = p.weight.k_pad;
   float* scale = static_cast<float*>(scratch);
   float* offset = scale + plan.mc;
-  int8_t* q = static_cast<int8_t*>(scratch) + round_up(plan.mc * 8, 64);
+  int8_t* q = static_cast<int8_t*>(scratch) + scale_bytes(plan);
   for (int64_t m = m_begin; m < m_end; m += plan.mc) {
     const int64_t rows = std::min(plan.mc, m_end - m);
     QuantizeRowwise quantize{};
@@ -98,7 +102,7 @@ void run_task(void* context, int64_t i) {
   const int64_t n_end = std::min(p.weight.n, n_begin + job.panels_per_task * kPanelColumns);
   if (m_begin == m_end || n_begin == n_end) return;
   static thread_local Scratch scratch;
-  const int64_t bytes = round_up(job.plan.mc * 8, 64) + job.plan.mc * p.weight.k_pad;
+  const int64_t bytes = scale_bytes(job.plan) + job.plan.mc * p.weight.k_pad;
   void* memory = scratch.at_least(size_t(bytes));
   if (memory == nullptr) {
     job.ok = false;

@@ -72,7 +72,6 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
   }
 }
 
-// Rows [row, p.m) in blocks as equal as they can be: at most one row more in one than in another.
 template <class R, int MR>
 void vnni_rows(const GemmS8S8S32& p, int64_t row, int64_t rows) {
   vnni_columns<R, MR, R::panels(MR)>(p, select_epilogue<typename R::Vec>(p), row, rows, p.n_begin);
@@ -87,6 +86,7 @@ void vnni_dispatch(const GemmS8S8S32& p, int mr, int64_t row, int64_t rows) {
   }
 }
 
+// Blocks of rows as equal as they can be: at most one row more in one than in another.
 template <class R>
 void vnni_gemm(const GemmS8S8S32& p) {
   if (p.m == 0) return;
