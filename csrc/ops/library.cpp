@@ -1,5 +1,5 @@
 // Every schema of torch.ops.fastinfer, once. Implementations: <op>_cpu.cpp; shapes for tracing:
-// python/fastinfer/ops.py.
+// python/fastinfer/ops/.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fastinfer, m) {

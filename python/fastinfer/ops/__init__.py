@@ -1,0 +1,21 @@
+"""The operators ``torch.ops.fastinfer.*``: loaded, given shapes for tracing, and wrapped.
+
+The functions here check their arguments and then call the operator of the same name. They work in
+eager mode, under ``torch.inference_mode``, ``torch.compile`` and ``torch.export``. No operator
+has a gradient. One file an operator, or a pair of inverse ones: check, wrapper, fake kernel.
+"""
+
+from fastinfer.ops._common import ACTIVATIONS, MAX_K
+from fastinfer.ops._linear import linear_w8a8
+from fastinfer.ops._pack import pack_w8, packed_bytes, unpack_w8
+from fastinfer.ops._quantize import quantize_rowwise
+
+__all__ = [
+    "ACTIVATIONS",
+    "MAX_K",
+    "linear_w8a8",
+    "pack_w8",
+    "packed_bytes",
+    "quantize_rowwise",
+    "unpack_w8",
+]

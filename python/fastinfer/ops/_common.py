@@ -1,0 +1,72 @@
+"""What every operator's wrapper needs: the loaded library, calls, checks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastinfer import _C
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+MAX_K = 131071
+"""The longest row whose int32 sums are exact: 128 * 128 * MAX_K < 2**31."""
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+DEVICES = ("cpu", "meta")
+
+
+def _load_library() -> None:
+    path = Path(_C.__file__).with_name("libfastinfer_ops.so")
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"fastinfer needs torch>=2.11 for its operators; loading {path.name} under "
+            f"torch {torch.__version__} failed: {error}"
+        ) from error
+
+
+_load_library()
+
+
+def run(op: Callable[..., Any], *args: object) -> Any:
+    """Calls ``op``; what only the bytes of a packed weight reveal becomes a ValueError."""
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        # The operators say "<where>, <op>: <argument> ...".
+        _, found, what = str(error).partition(f"{op.__name__.removesuffix('.default')}: ")
+        if not found or what.startswith("out of memory"):
+            raise
+        message = what
+    raise ValueError(f"{op.__name__.removesuffix('.default')}: {message}")
+
+
+def shape_text(shape: torch.Size) -> str:
+    return f"[{', '.join(str(size) for size in shape)}]"
+
+
+def check_tensor(op: str, name: str, t: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(t).__name__}, want a torch.Tensor")
+    if t.dtype not in dtypes:
+        want = " or ".join(str(dtype) for dtype in dtypes)
+        raise TypeError(f"{op}: {name} has dtype {t.dtype}, want {want}")
+    if t.layout != torch.strided or t.is_nested:
+        raise TypeError(f"{op}: {name} is sparse or nested, want a plain strided tensor")
+    if t.device.type not in DEVICES:
+        raise ValueError(
+            f"{op}: {name} is on {t.device}, want cpu: this build of fastinfer has no kernels "
+            f"for {t.device.type}"
+        )
+
+
+def check_vector(op: str, name: str, t: Tensor, dtype: torch.dtype, n: int | None) -> None:
+    check_tensor(op, name, t, (dtype,))
+    if t.dim() != 1 or (n is not None and t.shape[0] != n):
+        want = "one dimension" if n is None else f"[{n}]"
+        raise ValueError(f"{op}: {name} has shape {shape_text(t.shape)}, want {want}")
+    if not t.is_contiguous():
+        raise ValueError(f"{op}: {name} has stride {t.stride(0)}, want a contiguous vector")

@@ -1,0 +1,42 @@
+"""quantize_rowwise: check, wrapper, fake kernel."""
+
+import torch
+from torch import Tensor
+
+from fastinfer.ops._common import FLOATS, check_tensor, run
+
+
+def quantize_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 with one scale a row: how weights are quantised.
+
+    :func:`linear_w8a8` quantises its input by itself, around an offset of each row.
+
+    ``a = max(absmax(row), 2**-118)``, ``scale = a / 127`` and
+    ``q = round_half_even(row * (127 / a))``, each step in float32. A row that holds NaN or
+    Inf gives ``scale = NaN`` and ``q = 0``.
+
+    Args:
+        x: ``[..., K]`` float32, bfloat16 or float16, any strides.
+
+    Returns:
+        ``q``, int8 ``[..., K]``, and ``scale``, float32 ``[...]``.
+
+    Raises:
+        TypeError: ``x`` is not a tensor, or has the wrong dtype or layout.
+        ValueError: ``x`` has no dimension, or is on a device without kernels.
+    """
+    _check_quantize_rowwise(x)
+    return run(torch.ops.fastinfer.quantize_rowwise.default, x)
+
+
+def _check_quantize_rowwise(x: Tensor) -> None:
+    check_tensor("quantize_rowwise", "x", x, FLOATS)
+    if x.dim() < 1:
+        raise ValueError("quantize_rowwise: x has shape [], want [..., K]")
+
+
+@torch.library.register_fake("fastinfer::quantize_rowwise")
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    _check_quantize_rowwise(x)
+    q = x.new_empty(x.shape, dtype=torch.int8)
+    return q, x.new_empty(x.shape[:-1], dtype=torch.float32)
