@@ -1,20 +1,11 @@
 // fastinfer::linear_w8a8: activation(x W^T + bias) + residual with int8 operands; x is quantised
 // per row on the way in. Kernels: cpu/gemm_s8s8s32, cpu/quantize_rowwise.
 #include "cpu/gemm_s8s8s32/linear.h"
+#include "ops/activation.h"
 #include "ops/tensor.h"
 
 namespace fastinfer::ops {
 namespace {
-
-cpu::Activation parse_activation(const std::string& name) {
-  if (name == "none") return cpu::Activation::none;
-  if (name == "relu") return cpu::Activation::relu;
-  if (name == "gelu") return cpu::Activation::gelu;
-  if (name == "gelu_tanh") return cpu::Activation::gelu_tanh;
-  if (name == "silu") return cpu::Activation::silu;
-  STD_TORCH_CHECK(false, "linear_w8a8: activation is \"", name,
-                  "\", want none, relu, gelu, gelu_tanh or silu");
-}
 
 Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scale,
                    const std::optional<Tensor>& bias, const std::string& activation,
@@ -26,7 +17,7 @@ Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scal
   p.x_dtype = check_float(kOp, "x", x.scalar_type());
   const ScalarType out_type = out_dtype.value_or(x.scalar_type());
   p.out_dtype = check_float(kOp, "out_dtype", out_type);
-  p.activation = parse_activation(activation);
+  p.activation = parse_activation(kOp, activation);
 
   check_vector(kOp, "w_packed", w_packed, ScalarType::Byte, -1);
   const char* wrong = cpu::open_packed(w_packed.const_data_ptr(), w_packed.numel(), &p.weight);

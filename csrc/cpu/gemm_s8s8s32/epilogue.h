@@ -8,15 +8,6 @@
 namespace fastinfer::cpu {
 namespace {
 
-template <class V, Activation kActivation>
-inline typename V::F activate(typename V::F z) {
-  if constexpr (kActivation == Activation::relu) return relu<V>(z);
-  if constexpr (kActivation == Activation::gelu) return gelu_erf<V>(z);
-  if constexpr (kActivation == Activation::gelu_tanh) return gelu_tanh<V>(z);
-  if constexpr (kActivation == Activation::silu) return silu<V>(z);
-  return z;
-}
-
 // kVectors neighbouring vectors of columns at a time: a row's page is visited once for all of them.
 template <class V, Activation kActivation, DType kOut, int kVectors>
 inline void epilogue_columns(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row,

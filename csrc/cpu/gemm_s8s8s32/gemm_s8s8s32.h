@@ -18,6 +18,7 @@
 
 #include <cstdint>
 
+#include "cpu/activation.h"
 #include "cpu/arch.h"
 #include "cpu/dtype.h"
 #include "cpu/export.h"
@@ -31,9 +32,6 @@ constexpr int64_t kBlockK = 64;
 constexpr int64_t round_up(int64_t v, int64_t multiple) {
   return (v + multiple - 1) / multiple * multiple;
 }
-
-enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
-constexpr int kActivationCount = 5;
 
 // m rows times columns [n_begin, n_end). Pointers to rows are those of row 0 of the block;
 // pointers to columns those of column 0 of the matrix.

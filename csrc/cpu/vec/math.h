@@ -2,6 +2,8 @@
 // multiply-adds and divisions, so the bits are the same on every ISA.
 #pragma once
 
+#include "cpu/activation.h"
+
 namespace fastinfer::cpu {
 namespace {
 
@@ -71,6 +73,15 @@ inline typename V::F gelu_erf(typename V::F x) {
 template <class V>
 inline typename V::F relu(typename V::F x) {
   return V::select_lt(x, V::set1(0.0f), V::set1(0.0f), x);
+}
+
+template <class V, Activation kActivation>
+inline typename V::F activate(typename V::F z) {
+  if constexpr (kActivation == Activation::relu) return relu<V>(z);
+  if constexpr (kActivation == Activation::gelu) return gelu_erf<V>(z);
+  if constexpr (kActivation == Activation::gelu_tanh) return gelu_tanh<V>(z);
+  if constexpr (kActivation == Activation::silu) return silu<V>(z);
+  return z;
 }
 
 }  // namespace
