@@ -8,6 +8,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/buffer_pool.h"
@@ -101,9 +102,9 @@ inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes
   return strides;
 }
 
-// An uninitialised contiguous CPU tensor.
-inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  const std::vector<int64_t> strides = contiguous_strides(sizes);
+// An uninitialised CPU tensor without gaps.
+inline Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                    ScalarType dtype) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       int64_t(sizes.size()), sizes.data(), strides.data(),
@@ -112,15 +113,19 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   return Tensor(handle);
 }
 
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return empty(sizes, contiguous_strides(sizes), dtype);
+}
+
 // The same for what an operator returns: a large one comes from the pool of warm buffers and goes
 // back to it with the last reference.
-inline Tensor empty_output(const std::vector<int64_t>& sizes, ScalarType dtype) {
+inline Tensor empty_output(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                           ScalarType dtype) {
   int64_t bytes = cpu::size_of(*float_dtype(dtype));
   for (int64_t size : sizes) bytes *= size;
-  if (bytes < cpu::kPoolLeastBytes) return empty(sizes, dtype);
+  if (bytes < cpu::kPoolLeastBytes) return empty(sizes, strides, dtype);
   void* data = cpu::pool_acquire(bytes);
   STD_TORCH_CHECK(data != nullptr, "out of memory for an output of ", bytes, " bytes");
-  const std::vector<int64_t> strides = contiguous_strides(sizes);
   AtenTensorHandle handle;
   const AOTITorchError failed = torch_from_blob(
       data, int64_t(sizes.size()), sizes.data(), strides.data(), 0,
@@ -133,6 +138,18 @@ inline Tensor empty_output(const std::vector<int64_t>& sizes, ScalarType dtype) 
   if (failed) cpu::pool_release(data, bytes);
   STD_TORCH_CHECK(!failed, "torch refused an output of ", bytes, " bytes");
   return Tensor(handle);
+}
+
+inline Tensor empty_output(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return empty_output(sizes, contiguous_strides(sizes), dtype);
+}
+
+// [B, H, T, D] whose memory is contiguous as [B, T, H, D]: what splitting the heads of [B, T, H D]
+// gives, so that joining them again copies nothing.
+inline Tensor empty_heads_output(int64_t b, int64_t h, int64_t t, int64_t d, ScalarType dtype) {
+  std::vector<int64_t> strides = contiguous_strides({b, t, h, d});
+  std::swap(strides[1], strides[2]);
+  return empty_output({b, h, t, d}, strides, dtype);
 }
 
 // cpu::ParallelFor on torch's own pool.
