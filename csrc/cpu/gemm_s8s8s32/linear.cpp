@@ -2,39 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 
-#include "cpu/huge_pages.h"
+#include "cpu/scratch.h"
 
 namespace fastinfer::cpu {
 
 namespace {
-
-// Memory that a thread keeps between calls: the quantised rows of one chunk, their scales and
-// offsets.
-class Scratch {
- public:
-  ~Scratch() { std::free(data_); }
-
-  void* at_least(size_t bytes) {
-    if (bytes > size_) {
-      std::free(data_);
-      size_ = 0;
-      const size_t page = bytes < size_t(kHugePage) / 2 ? 4096 : size_t(kHugePage);
-      const size_t size = (bytes + page - 1) / page * page;
-      data_ = std::aligned_alloc(page, size);
-      if (data_ != nullptr) {
-        size_ = size;
-        advise_huge_pages(data_, int64_t(size_));
-      }
-    }
-    return data_;
-  }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 // Bytes of the scales and offsets that stand before the quantised rows of a chunk.
 int64_t scale_bytes(const LinearPlan& plan) { return round_up(plan.mc * 8, 64); }
@@ -101,6 +74,7 @@ void run_task(void* context, int64_t i) {
   const int64_t n_begin = std::min(p.weight.n, task_n * job.panels_per_task * kPanelColumns);
   const int64_t n_end = std::min(p.weight.n, n_begin + job.panels_per_task * kPanelColumns);
   if (m_begin == m_end || n_begin == n_end) return;
+  // The quantised rows of one chunk, their scales and offsets.
   static thread_local Scratch scratch;
   const int64_t bytes = scale_bytes(job.plan) + job.plan.mc * p.weight.k_pad;
   void* memory = scratch.at_least(size_t(bytes));
