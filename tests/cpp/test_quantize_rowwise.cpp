@@ -21,6 +21,7 @@ struct Case {
   uint8_t flip;
   Side side;
   bool symmetric;
+  float static_scale, static_offset;  // 0: dynamic
 };
 
 // Rows of many kinds: Gaussian-like, all zero, one outlier, halves (ties), subnormal, the largest
@@ -77,7 +78,7 @@ void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
       " rows=" + std::to_string(c.rows) + " k=" + std::to_string(c.k) +
       " k_store=" + std::to_string(c.k_store) + " tile_rows=" + std::to_string(c.tile_rows) +
       " flip=" + std::to_string(c.flip) + (c.side == Side::end ? " end" : " begin") +
-      (c.symmetric ? " symmetric" : " offset");
+      (c.symmetric ? " symmetric" : " offset") + " static=" + std::to_string(c.static_scale);
   const int64_t size = size_of(c.dtype), ldx = (c.k + 1) * size;
   Random random(uint64_t(c.rows * 7919 + c.k));
   const auto values = rows_of(random, c);
@@ -99,6 +100,8 @@ void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
   p.q = q.as<int8_t>();
   p.scale = scale.as<float>();
   p.offset = c.symmetric ? nullptr : offset.as<float>();
+  p.static_scale = c.static_scale;
+  p.static_offset = c.static_offset;
   kernel.run(p);
 
   bool scales = true, offsets = true, codes = true;
@@ -115,21 +118,26 @@ void check_case(const QuantizeRowwiseKernel& kernel, const Case& c) {
       low = *std::min_element(v.begin(), v.end());
       high = *std::max_element(v.begin(), v.end());
     }
-    const float middle = c.symmetric ? 0.0f : high * 0.5f + low * 0.5f;
+    const bool fixed = c.static_scale != 0.0f;
+    const float middle = c.symmetric ? 0.0f : fixed ? c.static_offset : high * 0.5f + low * 0.5f;
     const float most = std::max({high - middle, middle - low, 0x1p-118f});
     if (!c.symmetric) {
       // +0 and never -0, whatever the signs of the zeros of the row.
       const float got = offset.as<float>()[row];
       offsets = offsets && got == (finite ? middle : 0.0f) && !(got == 0.0f && std::signbit(got));
     }
-    scales = scales && (finite ? scale.as<float>()[row] == most / 127.0f
-                               : std::isnan(scale.as<float>()[row]));
-    const float inverse = 127.0f / most;
+    const float want_scale = fixed ? c.static_scale : most / 127.0f;
+    scales = scales &&
+             (finite ? scale.as<float>()[row] == want_scale : std::isnan(scale.as<float>()[row]));
+    const float inverse = fixed ? 1.0f / c.static_scale : 127.0f / most;
     const int64_t first = row / c.tile_rows * c.tile_rows;
     const int64_t block_rows = std::min(c.tile_rows, c.rows - first);
     for (int64_t i = 0; i < c.k_store; ++i) {
-      const int want =
-          i < c.k && finite ? int(std::nearbyint((v[size_t(i)] - middle) * inverse)) : 0;
+      int want = 0;
+      if (i < c.k && finite) {
+        const float q32 = std::nearbyint((v[size_t(i)] - middle) * inverse);
+        want = int(std::min(127.0f, std::max(-127.0f, q32)));
+      }
       const int64_t at = c.tile_rows == 1 ? row * c.k_store + i
                                           : first * c.k_store + i / 64 * block_rows * 64 +
                                                 (row - first) * 64 + i % 64;
@@ -162,9 +170,16 @@ void test_quantize_rowwise() {
               for (int turn = 0; turn < 4; ++turn) {
                 const uint8_t flip = turn % 2 ? 0x80 : 0x00;
                 const bool symmetric = turn / 2;
-                check_case(kernel, {dtype, rows, k, k, 1, flip, side, symmetric});
-                check_case(kernel, {dtype, rows, k, padded, 1, flip, side, symmetric});
-                check_case(kernel, {dtype, rows, k, padded, 16, flip, side, symmetric});
+                const auto check_layouts = [&](float scale, float shift) {
+                  check_case(kernel, {dtype, rows, k, k, 1, flip, side, symmetric, scale, shift});
+                  check_case(kernel,
+                             {dtype, rows, k, padded, 1, flip, side, symmetric, scale, shift});
+                  check_case(kernel,
+                             {dtype, rows, k, padded, 16, flip, side, symmetric, scale, shift});
+                };
+                check_layouts(0.0f, 0.0f);
+                // A third of the elements saturate; the difference of the largest overflows.
+                check_layouts(0x1.8p-7f, turn % 2 ? -0.125f : -3e38f);
               }
             }
           }

@@ -16,7 +16,7 @@ struct RowRange {
 
 struct RowScale {
   float offset;
-  float inverse;  // 127 / a
+  float inverse;  // 127 / a, or 1 / scale
   bool finite;
 };
 
@@ -35,6 +35,14 @@ inline RowScale row_scale(const QuantizeRowwise& p, int64_t m, const RowRange& r
     s.inverse = 127.0f / a;
   }
   p.scale[m] = scale;
+  if (p.offset != nullptr) p.offset[m] = s.offset;
+  return s;
+}
+
+// The same for a static scale, of which the row tells nothing.
+inline RowScale static_row_scale(const QuantizeRowwise& p, int64_t m) {
+  const RowScale s{p.offset != nullptr ? p.static_offset : 0.0f, 1.0f / p.static_scale, true};
+  p.scale[m] = p.static_scale;
   if (p.offset != nullptr) p.offset[m] = s.offset;
   return s;
 }

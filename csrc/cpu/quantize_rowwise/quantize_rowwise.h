@@ -1,5 +1,5 @@
 // Family quantize_rowwise: float rows to int8 rows with one scale a row (per-token), around zero or
-// around an offset of the row.
+// around an offset of the row; measured (dynamic) or given (static).
 //
 //   low[m], high[m] = min_k x[m,k], max_k x[m,k]
 //   offset[m] = high[m] / 2 + low[m] / 2, or 0 where no offset is asked for (symmetric)
@@ -12,6 +12,13 @@
 // offset = 0, q = 0. The floor on a[m] keeps the scale a normal number (>= 2^-125), so a constant
 // row needs no branch; rows narrower than that lose relative precision, with an absolute error of
 // at most 2^-126.
+//
+// Static: with a scale (a normal number) and an offset given for all rows, nothing is measured.
+//
+//   q[m,k] = clamp(round_half_even((x[m,k] - offset) * (1 / scale)), -127, 127)
+//
+// the difference, the inverse and the product each rounded to float once. A row that holds NaN or
+// Inf is as above.
 //
 // Destination layout ("A layout" of the matmul that follows): blocks of `tile_rows` rows; the
 // last block holds R = min(tile_rows, rows - first row) rows.
@@ -41,8 +48,10 @@ struct QuantizeRowwise {
   int64_t tile_rows;  // 1 or 16
   uint8_t flip;       // 0x00 or 0x80
   int8_t* q;
-  float* scale;   // [rows]
-  float* offset;  // [rows], or null: symmetric
+  float* scale;         // [rows]
+  float* offset;        // [rows], or null: symmetric
+  float static_scale;   // >= 2^-126 and finite, or 0: dynamic
+  float static_offset;  // finite; not read if symmetric
 };
 
 using QuantizeRowwiseFn = void (*)(const QuantizeRowwise&);

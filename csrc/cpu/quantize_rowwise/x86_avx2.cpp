@@ -3,7 +3,8 @@
 // Pass 1, 8 elements a step: vminps, vmaxps. Pass 2, 32 elements a step: 4 x (vsubps, vmulps,
 // vcvtps2dq: nearest even), 2 x vpackssdw, vpacksswb, vpermd, vpminsb, vpxor, one 32-byte store.
 // The packs never saturate, |q| <= 127, but for a NaN: it converts to -2^31, packs to -128 and is
-// found by the minimum of the bytes. Bound by reading x.
+// found by the minimum of the bytes. Static: no pass 1; pass 2 clamps (vmaxps, vminps) and gathers
+// x * 0, which is NaN for a NaN or an Inf (vmulps, vorps). Bound by reading x.
 #include <cstring>
 
 #include "cpu/quantize_rowwise/layout.h"
@@ -57,20 +58,27 @@ inline RowRange row_range(const char* x, int64_t k) {
   return range;
 }
 
-template <DType kType>
+template <DType kType, bool kStatic>
 void quantize_row(const QuantizeRowwise& p, int64_t m) {
   const char* x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
-  const RowScale s = row_scale(p, m, row_range<kType>(x, p.k));
+  const RowScale s = kStatic ? static_row_scale(p, m) : row_scale(p, m, row_range<kType>(x, p.k));
   const RowDestination row = row_destination(p, m);
   const __m256i flip = _mm256_set1_epi8(char(p.flip));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   const __m256 inverse = _mm256_set1_ps(s.inverse), offset = _mm256_set1_ps(s.offset);
   const int64_t end = s.finite ? p.k : 0;
   __m256i least = _mm256_setzero_si256();
+  __m256 poison = _mm256_setzero_ps();
   for (int64_t k = 0; k < p.k_store; k += 32) {
     const auto q32 = [&](int64_t i) {
       const __m256 v = load8<kType>(x, k + i, end, offset);
-      return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_sub_ps(v, offset), inverse));
+      __m256 scaled = _mm256_mul_ps(_mm256_sub_ps(v, offset), inverse);
+      if constexpr (kStatic) {
+        poison = _mm256_or_ps(poison, _mm256_mul_ps(v, _mm256_setzero_ps()));
+        scaled = _mm256_max_ps(scaled, _mm256_set1_ps(-127.0f));
+        scaled = _mm256_min_ps(scaled, _mm256_set1_ps(127.0f));
+      }
+      return _mm256_cvtps_epi32(scaled);
     };
     __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(q32(0), q32(8)),
                                    _mm256_packs_epi32(q32(16), q32(24)));
@@ -85,20 +93,26 @@ void quantize_row(const QuantizeRowwise& p, int64_t m) {
       std::memcpy(out, tail, size_t(p.k_store - k));
     }
   }
-  if (_mm256_movemask_epi8(_mm256_cmpeq_epi8(least, _mm256_set1_epi8(-128))) != 0) {
-    poison_row(p, m, row);
+  const int poisoned = kStatic
+                           ? _mm256_movemask_ps(_mm256_cmp_ps(poison, poison, _CMP_UNORD_Q))
+                           : _mm256_movemask_epi8(_mm256_cmpeq_epi8(least, _mm256_set1_epi8(-128)));
+  if (poisoned != 0) poison_row(p, m, row);
+}
+
+template <DType kType>
+void quantize_rows(const QuantizeRowwise& p) {
+  for (int64_t m = 0; m < p.rows; ++m) {
+    p.static_scale != 0.0f ? quantize_row<kType, true>(p, m) : quantize_row<kType, false>(p, m);
   }
 }
 
 }  // namespace
 
 void quantize_rowwise_avx2(const QuantizeRowwise& p) {
-  for (int64_t m = 0; m < p.rows; ++m) {
-    switch (p.x_dtype) {
-      case DType::bf16: quantize_row<DType::bf16>(p, m); break;
-      case DType::f16: quantize_row<DType::f16>(p, m); break;
-      default: quantize_row<DType::f32>(p, m);
-    }
+  switch (p.x_dtype) {
+    case DType::bf16: return quantize_rows<DType::bf16>(p);
+    case DType::f16: return quantize_rows<DType::f16>(p);
+    default: return quantize_rows<DType::f32>(p);
   }
 }
 
