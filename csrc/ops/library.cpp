@@ -5,8 +5,18 @@
 STABLE_TORCH_LIBRARY(fastinfer, m) {
   m.def(
       "linear_w8a8(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? bias=None, "
-      "str activation=\"none\", Tensor? residual=None, ScalarType? out_dtype=None) -> Tensor");
+      "str activation=\"none\", Tensor? residual=None, ScalarType? out_dtype=None, "
+      "Tensor? x_scale=None, Tensor? x_offset=None) -> Tensor");
+  m.def(
+      "linear_w8a8_cat(Tensor x, Tensor[] w_packed, Tensor[] w_scale, Tensor?[] bias, "
+      "str activation=\"none\", ScalarType? out_dtype=None, Tensor? x_scale=None, "
+      "Tensor? x_offset=None) -> Tensor");
+  m.def(
+      "linear_w8a8_gated(Tensor x, Tensor gate_packed, Tensor gate_scale, Tensor? gate_bias, "
+      "Tensor up_packed, Tensor up_scale, Tensor? up_bias, str activation, "
+      "ScalarType? out_dtype=None, Tensor? x_scale=None, Tensor? x_offset=None) -> Tensor");
   m.def("quantize_rowwise(Tensor x) -> (Tensor q, Tensor scale)");
+  m.def("quantize_rows(Tensor x) -> (Tensor q, Tensor scale, Tensor offset)");
   m.def("pack_w8(Tensor w) -> Tensor");
   m.def("unpack_w8(Tensor w_packed, SymInt n, SymInt k) -> Tensor");
 }

@@ -121,7 +121,7 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
 // back to it with the last reference.
 inline Tensor empty_output(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                            ScalarType dtype) {
-  int64_t bytes = cpu::size_of(*float_dtype(dtype));
+  int64_t bytes = dtype == ScalarType::Char ? 1 : cpu::size_of(*float_dtype(dtype));
   for (int64_t size : sizes) bytes *= size;
   if (bytes < cpu::kPoolLeastBytes) return empty(sizes, strides, dtype);
   void* data = cpu::pool_acquire(bytes);

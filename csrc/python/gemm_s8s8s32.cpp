@@ -30,7 +30,8 @@ py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a, cons
                            const Array<float>& a_scale, const Array<float>& w_scale,
                            const std::optional<Array<float>>& bias, int activation,
                            const std::optional<py::array>& residual, const std::string& out_dtype,
-                           const std::optional<Array<float>>& a_offset) {
+                           const std::optional<Array<float>>& a_offset,
+                           const std::optional<Array<float>>& multiplier) {
   int count;
   const auto* all = gemm_s8s8s32_kernels(&count);
   const auto& kernel = find_kernel(all, count, name);
@@ -53,7 +54,7 @@ py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a, cons
 
   GemmS8S8S32 p{};
   p.m = m;
-  p.n_end = n;
+  p.n = n;
   p.k_pad = weight.k_pad;
   p.a = static_cast<const int8_t*>(rows.get());
   const std::vector<float> zeros(a_offset ? 0 : size_t(m));
@@ -71,6 +72,11 @@ py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a, cons
     check_matrix("residual", *residual, p.out_dtype, m, n);
     p.residual = residual->data();
   }
+  if (multiplier) {
+    check_matrix("multiplier", *multiplier, DType::f32, m, n);
+    p.multiplier = multiplier->data();
+    p.multiplier_ld_bytes = n * int64_t(sizeof(float));
+  }
   p.out = out.mutable_data();
   {
     py::gil_scoped_release release;
@@ -83,7 +89,7 @@ py::dict select_kernels(int64_t m, int64_t n, int64_t k, int threads) {
   if (m < 0 || n < 0 || k < 0 || threads < 1) {
     throw py::value_error("m, n, k: want >= 0; threads: want >= 1");
   }
-  const LinearPlan plan = plan_linear(m, n, round_up(k, kBlockK), threads);
+  const LinearPlan plan = plan_linear(m, round_up(n, kPanelColumns), round_up(k, kBlockK), threads);
   return py::dict("gemm"_a = plan.gemm->name, "quantize"_a = plan.quantize->name, "mc"_a = plan.mc,
                   "tasks_m"_a = plan.tasks_m, "tasks_n"_a = plan.tasks_n);
 }
@@ -104,7 +110,7 @@ void bind_gemm_s8s8s32(py::module_& m, py::list& kernels) {
   m.def("gemm_s8s8s32", &run_gemm_s8s8s32, py::arg("kernel"), py::arg("a"), py::arg("w"),
         py::arg("a_scale"), py::arg("w_scale"), py::arg("bias") = py::none(),
         py::arg("activation") = 0, py::arg("residual") = py::none(), py::arg("out_dtype") = "f32",
-        py::arg("a_offset") = py::none(),
+        py::arg("a_offset") = py::none(), py::arg("multiplier") = py::none(),
         "Runs a gemm_s8s8s32 kernel by name: int8 a [M, K], w [N, K] -> [M, N] (s32: the sums).");
 }
 

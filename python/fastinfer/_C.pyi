@@ -39,7 +39,12 @@ def force_isa(name: str) -> None: ...
 def kernels() -> list[Kernel]: ...
 def select(m: int, n: int, k: int, threads: int = 1) -> Selection: ...
 def quantize_rowwise(
-    kernel: str, x: NDArray[np.generic], dtype: str = "f32", symmetric: bool = True
+    kernel: str,
+    x: NDArray[np.generic],
+    dtype: str = "f32",
+    symmetric: bool = True,
+    static_scale: float = 0.0,
+    static_offset: float = 0.0,
 ) -> tuple[NDArray[np.generic], ...]: ...
 def gemm_s8s8s32(
     kernel: str,
@@ -52,5 +57,6 @@ def gemm_s8s8s32(
     residual: NDArray[np.generic] | None = None,
     out_dtype: str = "f32",
     a_offset: NDArray[np.float32] | None = None,
+    multiplier: NDArray[np.float32] | None = None,
 ) -> NDArray[np.generic]: ...
 def build_info() -> BuildInfo: ...

@@ -20,6 +20,7 @@ struct Problem {
   int64_t m, n, k, k_pad, n_pad;
   std::vector<int8_t> a, b;  // [m, k], [n, k]
   std::vector<float> a_scale, a_offset, b_scale, bias;
+  std::vector<float> multiplier;  // [m, n]
   std::vector<uint8_t> packed;
   PackedWeight weight;
 
@@ -38,6 +39,7 @@ struct Problem {
     for (int64_t i = 0; i < m; ++i) a_offset.push_back(random.unit());
     for (int64_t i = 0; i < n; ++i) b_scale.push_back((random.unit() + 1.5f) * 0x1p-9f);
     for (int64_t i = 0; i < n; ++i) bias.push_back(random.unit() * 4);
+    for (int64_t i = 0; i < m * n; ++i) multiplier.push_back(random.unit() * 2);
     pack_w8(b.data(), n, k, packed.data());
     open_packed(packed.data(), int64_t(packed.size()), &weight);
   }
@@ -61,8 +63,8 @@ struct Problem {
 struct Options {
   Activation activation = Activation::none;
   DType out_dtype = DType::s32;
-  bool bias = false, residual = false;
-  int64_t n_begin = 0;
+  bool bias = false, multiplier = false, residual = false;
+  int64_t begin = 0, end = -1;  // columns; -1: all
   Side side = Side::end;
 };
 
@@ -83,6 +85,15 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
   const Guarded compensation(problem.weight.compensation, problem.n_pad * 4, options.side);
   const Guarded panels(problem.weight.panels, problem.n_pad * problem.k_pad, options.side);
   const Guarded residual(out_bytes, options.side), out(out_bytes, options.side);
+  const int64_t begin = options.begin, end = options.end < 0 ? n : options.end;
+  const int64_t multiplier_ld = (n + kGap) * int64_t(sizeof(float));
+  const Guarded multiplier((m - 1) * multiplier_ld + n * int64_t(sizeof(float)), options.side);
+  if (options.multiplier) {
+    for (int64_t i = 0; i < m; ++i) {
+      std::memcpy(multiplier.as<char>() + i * multiplier_ld, &problem.multiplier[size_t(i * n)],
+                  size_t(n) * sizeof(float));
+    }
+  }
   if (options.residual) {
     for (int64_t i = 0; i < m; ++i) {
       std::memcpy(residual.as<char>() + i * ld, residual_values.data() + i * n * size,
@@ -92,26 +103,27 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
 
   GemmS8S8S32 p{};
   p.m = m;
-  p.n_begin = options.n_begin;
-  p.n_end = n;
+  p.n = end - begin;
   p.k_pad = problem.k_pad;
   p.a = a.as<int8_t>();
   p.a_scale = a_scale.as<float>();
   p.a_offset = a_offset.as<float>();
-  p.panels = panels.as<int8_t>();
-  p.compensation = compensation.as<int32_t>();
-  p.b_scale = b_scale.as<float>();
-  p.bias = options.bias ? bias.as<float>() : nullptr;
+  p.panels = panels.as<int8_t>() + begin * problem.k_pad;
+  p.compensation = compensation.as<int32_t>() + begin;
+  p.b_scale = b_scale.as<float>() + begin;
+  p.bias = options.bias ? bias.as<float>() + begin : nullptr;
   p.activation = options.activation;
-  p.residual = options.residual ? residual.as<char>() : nullptr;
+  p.multiplier = options.multiplier ? multiplier.as<float>() + begin : nullptr;
+  p.multiplier_ld_bytes = multiplier_ld;
+  p.residual = options.residual ? residual.as<char>() + begin * size : nullptr;
   p.residual_ld_bytes = ld;
-  p.out = out.as<char>();
+  p.out = out.as<char>() + begin * size;
   p.out_ld_bytes = ld;
   p.out_dtype = options.out_dtype;
   kernel.run(p);
 
-  const auto untouched = [&](int64_t begin, int64_t end) {
-    return std::all_of(out.as<uint8_t>() + begin, out.as<uint8_t>() + end,
+  const auto untouched = [&](int64_t from, int64_t to) {
+    return std::all_of(out.as<uint8_t>() + from, out.as<uint8_t>() + to,
                        [](uint8_t v) { return v == 0xa5; });
   };
   std::vector<uint8_t> rows;
@@ -119,8 +131,8 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
   for (int64_t i = 0; i < m; ++i) {
     const uint8_t* row = out.as<uint8_t>() + i * ld;
     rows.insert(rows.end(), row, row + n * size);
-    gaps = gaps && untouched(i * ld, i * ld + options.n_begin * size);
-    if (i + 1 < m) gaps = gaps && untouched(i * ld + n * size, (i + 1) * ld);
+    gaps = gaps && untouched(i * ld, i * ld + begin * size);
+    gaps = gaps && untouched(i * ld + end * size, i + 1 < m ? (i + 1) * ld : out_bytes);
   }
   CHECK(gaps);
   return rows;
@@ -167,10 +179,13 @@ void check_shape(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& gener
           options.out_dtype = dtype;
           options.bias = with_bias;
           options.residual = with_residual;
-          options.side = turn++ % 2 ? Side::begin : Side::end;
-          const auto want = run(generic, problem, options, residual);
-          const auto got = run(kernel, problem, options, residual);
-          CHECK(same_elements(want.data(), got.data(), m * n, dtype));
+          for (bool with_multiplier : {false, true}) {
+            options.multiplier = with_multiplier;
+            options.side = turn++ % 2 ? Side::begin : Side::end;
+            const auto want = run(generic, problem, options, residual);
+            const auto got = run(kernel, problem, options, residual);
+            CHECK(same_elements(want.data(), got.data(), m * n, dtype));
+          }
         }
       }
     }
@@ -194,22 +209,25 @@ void check_extremes(const GemmS8S8S32Kernel& kernel) {
   CHECK(same_sums(want, run(kernel, problem, {}, {})));
 }
 
-// Columns from n_begin on alone, as a task of a threaded run gets them.
+// A part of the columns, as a task of a threaded run gets them.
 void check_column_range(const GemmS8S8S32Kernel& kernel) {
   Random random(2);
   const Problem problem(random, kernel.mr + 1, 3 * kernel.nr + 5, 70);
   const auto sums = exact_sums(problem);
-  for (int64_t begin = 16; begin < problem.n; begin += 16) {
-    Options options;
-    options.n_begin = begin;
-    const auto got = run(kernel, problem, options, {});
-    bool same = true;
-    for (int64_t i = 0; i < problem.m; ++i) {
-      const int64_t at = i * problem.n + begin;
-      same = same && std::memcmp(&sums[size_t(at)], &got[size_t(at * 4)],
-                                 size_t(problem.n - begin) * 4) == 0;
+  for (int64_t begin = 0; begin < problem.n; begin += 16) {
+    for (int64_t end : {begin + 16, problem.n}) {
+      Options options;
+      options.begin = begin;
+      options.end = std::min(problem.n, end);
+      const auto got = run(kernel, problem, options, {});
+      bool same = true;
+      for (int64_t i = 0; i < problem.m; ++i) {
+        const int64_t at = i * problem.n + begin;
+        same = same && std::memcmp(&sums[size_t(at)], &got[size_t(at * 4)],
+                                   size_t(options.end - begin) * 4) == 0;
+      }
+      CHECK(same);
     }
-    CHECK(same);
   }
 }
 
@@ -227,7 +245,7 @@ void check_misaligned(const GemmS8S8S32Kernel& kernel) {
     std::vector<uint8_t> got(sums.size() * 4);
     GemmS8S8S32 p{};
     p.m = problem.m;
-    p.n_end = problem.n;
+    p.n = problem.n;
     p.k_pad = problem.k_pad;
     p.a = reinterpret_cast<const int8_t*>(a.data());
     p.panels = weight.panels;

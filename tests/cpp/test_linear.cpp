@@ -56,9 +56,10 @@ struct Linear {
     p.x_dtype = p.out_dtype = dtype;
     p.ldx_bytes = k * size;
     p.m = end - begin;
-    CHECK(open_packed(packed.data(), int64_t(packed.size()), &p.weight) == nullptr);
-    p.w_scale = w_scale.data();
-    p.bias = bias.data();
+    LinearWeight weight{{}, w_scale.data(), bias.data()};
+    CHECK(open_packed(packed.data(), int64_t(packed.size()), &weight.packed) == nullptr);
+    p.weights = &weight;
+    p.weight_count = 1;
     p.activation = activation;
     p.residual = with_residual ? residual.data() + begin * n * size : nullptr;
     p.residual_ld_bytes = p.out_ld_bytes = n * size;

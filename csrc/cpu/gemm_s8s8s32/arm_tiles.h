@@ -16,7 +16,7 @@ void arm_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t co
   alignas(64) int32_t sums[MR * NP * kPanelColumns];
   R::template sums<MR, NP>(p.a + row * p.k_pad, p.panels + column * p.k_pad, p.k_pad, sums);
   epilogue(p, sums, NP * kPanelColumns, row, MR, column,
-           std::min<int64_t>(NP * kPanelColumns, p.n_end - column));
+           std::min<int64_t>(NP * kPanelColumns, p.n - column));
 }
 
 // Columns from `column` on in groups of NP panels, each over all the rows while it is in L1; then
@@ -24,11 +24,11 @@ void arm_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t co
 template <class R, int MR, int NP>
 void arm_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
                  int64_t column) {
-  for (; p.n_end - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
+  for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
     for (int64_t i = 0; i < rows; i += MR) arm_tile<R, MR, NP>(p, epilogue, row + i, column);
   }
   if constexpr (NP > 1) {
-    if (column < p.n_end) arm_columns<R, MR, NP / 2>(p, epilogue, row, rows, column);
+    if (column < p.n) arm_columns<R, MR, NP / 2>(p, epilogue, row, rows, column);
   }
 }
 
@@ -36,7 +36,7 @@ void arm_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t
 template <class R, int MR>
 void arm_rows(const GemmS8S8S32& p, int mr, int64_t row, int64_t rows) {
   if (mr == MR) {
-    arm_columns<R, MR, R::panels(MR)>(p, select_epilogue<NeonVec>(p), row, rows, p.n_begin);
+    arm_columns<R, MR, R::panels(MR)>(p, select_epilogue<NeonVec>(p), row, rows, 0);
   } else if constexpr (MR > 1) {
     arm_rows<R, MR - 1>(p, mr, row, rows);
   }

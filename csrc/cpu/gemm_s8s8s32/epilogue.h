@@ -24,6 +24,8 @@ inline void epilogue_columns(const GemmS8S8S32& p, const int32_t* acc, int64_t l
   char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column * kSize;
   const char* residual = static_cast<const char*>(p.residual);
   if (residual) residual += row * p.residual_ld_bytes + column * kSize;
+  const char* multiplier = reinterpret_cast<const char*>(p.multiplier);
+  if (multiplier) multiplier += row * p.multiplier_ld_bytes + column * int64_t(sizeof(float));
   for (int64_t r = 0; r < rows; ++r, acc += ld_acc, out += p.out_ld_bytes) {
     const auto a_scale = V::set1(p.a_scale[row + r]), a_offset = V::set1(p.a_offset[row + r]);
     for (int v = 0; v < kVectors; ++v) {
@@ -31,9 +33,13 @@ inline void epilogue_columns(const GemmS8S8S32& p, const int32_t* acc, int64_t l
       const auto scaled = V::mul(V::from_s32(acc + v * V::width), b_scale[v]);
       const auto shift = V::fma(a_offset, b_sum[v], bias[v]);
       auto y = activate<V, kActivation>(V::fma(scaled, a_scale, shift));
+      if (multiplier) {
+        y = V::mul(y, V::load(reinterpret_cast<const float*>(multiplier) + v * V::width, n));
+      }
       if (residual) y = V::add(y, V::load(residual + v * V::width * kSize, kOut, n));
       V::store(out + v * V::width * kSize, kOut, y, n);
     }
+    if (multiplier) multiplier += p.multiplier_ld_bytes;
     if (residual) residual += p.residual_ld_bytes;
   }
 }
@@ -70,6 +76,7 @@ EpilogueFn epilogue_for_dtype(DType out_dtype) {
     case DType::f32: return epilogue_rows<V, kActivation, DType::f32>;
     case DType::bf16: return epilogue_rows<V, kActivation, DType::bf16>;
     case DType::f16: return epilogue_rows<V, kActivation, DType::f16>;
+    case DType::s8:
     case DType::s32: break;
   }
   return epilogue_sums;

@@ -4,9 +4,11 @@
 //                                                          |acc| <= 128 * 128 * K < 2^31
 //   sum[n]   = float(compensation[n]) * -2^-7 * b_scale[n]   that is b_scale[n] * sum_k b[n,k]
 //   z[m,n]   = fma(float(acc) * b_scale[n], a_scale[m], fma(a_offset[m], sum[n], bias[n]))
-//   out[m,n] = to_out_dtype(activation(z) + residual[m,n])
+//   out[m,n] = to_out_dtype(activation(z) * multiplier[m,n] + residual[m,n])
 //
-// in exactly this order of roundings on every ISA. out_dtype s32 stores acc itself.
+// in exactly this order of roundings on every ISA: the activation, the product and the sum are each
+// rounded to float; a multiplier or residual that is not there leaves its step out. out_dtype s32
+// stores acc itself.
 //
 // A: quantised rows in the layout of quantize_rowwise.h, k_store = k_pad, with the kernel's
 //    tile_rows and flip.
@@ -33,21 +35,22 @@ constexpr int64_t round_up(int64_t v, int64_t multiple) {
   return (v + multiple - 1) / multiple * multiple;
 }
 
-// m rows times columns [n_begin, n_end). Pointers to rows are those of row 0 of the block;
-// pointers to columns those of column 0 of the matrix.
+// A block of m rows and n columns; a part of a weight begins at a multiple of 16 columns, and ends
+// at one or with the weight.
 struct GemmS8S8S32 {
   int64_t m;
-  int64_t n_begin;  // a multiple of 16
-  int64_t n_end;    // N, or a multiple of 16
+  int64_t n;
   int64_t k_pad;
   const int8_t* a;
   const float* a_scale;   // [m]
   const float* a_offset;  // [m]
   const int8_t* panels;
-  const int32_t* compensation;  // [N padded to 16]: -128 * sum_k b[n,k]
-  const float* b_scale;         // [N]
-  const float* bias;            // [N] or null
+  const int32_t* compensation;  // [n padded to 16]: -128 * sum_k b[n,k]
+  const float* b_scale;         // [n]
+  const float* bias;            // [n] or null
   Activation activation;
+  const float* multiplier;  // or null
+  int64_t multiplier_ld_bytes;
   const void* residual;  // out_dtype, or null
   int64_t residual_ld_bytes;
   void* out;

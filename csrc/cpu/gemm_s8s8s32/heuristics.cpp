@@ -28,6 +28,11 @@ constexpr double kCyclesPerParallelRegion = 8000;
 constexpr int64_t kQuantizedBytes = 1 << 20;
 constexpr int64_t kRowStep = 32;
 
+// A gate waits for its factor in a tile of L2, beside the rows and the panels of either weight; its
+// columns are a multiple of those of the micro-tiles, its rows are not a power of two apart.
+constexpr int64_t kGateBytes = 128 << 10;
+constexpr int64_t kGateRows = 160, kGateColumnStep = 192, kGateGap = 16;
+
 // With fewer rows AVX-512 VNNI reads weights faster than tile loads do: from L2 at one row, from
 // beyond it (weights over kCachedWeightBytes) up to seven.
 constexpr int64_t kLeastAmxRowsCached = 2, kLeastAmxRowsUncached = 8;
@@ -78,6 +83,13 @@ LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads) {
   const int64_t chunks = (task_rows + most - 1) / most;
   plan.mc = (task_rows + chunks - 1) / chunks * kRowStep;
   return plan;
+}
+
+GateTile gate_tile(int64_t rows) {
+  rows = std::min(rows, kGateRows);
+  const int64_t most = kGateBytes / int64_t(sizeof(float)) / rows;
+  const int64_t columns = std::max(kGateColumnStep, most / kGateColumnStep * kGateColumnStep);
+  return {rows, columns, columns + kGateGap};
 }
 
 }  // namespace fastinfer::cpu

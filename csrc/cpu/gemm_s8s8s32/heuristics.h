@@ -19,6 +19,13 @@ struct LinearPlan {
 // The kernel that selection takes for m rows and a weight of so many bytes.
 FASTINFER_API const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m, int64_t weight_bytes);
 
+// n: the columns of all weights together, each padded to 16.
 FASTINFER_API LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads);
+
+// The part of a gate that is computed before its factor: rows of `ld` floats.
+struct GateTile {
+  int64_t rows, columns, ld;
+};
+GateTile gate_tile(int64_t rows);
 
 }  // namespace fastinfer::cpu

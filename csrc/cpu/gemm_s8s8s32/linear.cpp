@@ -2,66 +2,200 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 
-#include "cpu/scratch.h"
+#include "cpu/huge_pages.h"
+#include "cpu/quantize_rowwise/layout.h"
 
 namespace fastinfer::cpu {
 
 namespace {
 
-// Bytes of the scales and offsets that stand before the quantised rows of a chunk.
-int64_t scale_bytes(const LinearPlan& plan) { return round_up(plan.mc * 8, 64); }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory that a thread keeps between calls.
+class Scratch {
+ public:
+  ~Scratch() { std::free(data_); }
+
+  void* at_least(size_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = 0;
+      const size_t page = bytes < size_t(kHugePage) / 2 ? 4096 : size_t(kHugePage);
+      const size_t size = (bytes + page - 1) / page * page;
+      data_ = std::aligned_alloc(page, size);
+      if (data_ != nullptr) {
+        size_ = size;
+        advise_huge_pages(data_, int64_t(size_));
+      }
+    }
+    return data_;
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
 
 struct Job {
   const LinearW8A8* p;
   LinearPlan plan;
+  int64_t panels;  // of all weights, one after the other; gated: of either
   int64_t rows_per_task, panels_per_task;
+  bool in_place;  // the rows of x are what the kernel reads
+  GateTile gate;
   std::atomic<bool> ok{true};
 };
 
-void multiply(const LinearW8A8& p, const LinearPlan& plan, int64_t m_begin, int64_t m_end,
-              int64_t n_begin, int64_t n_end, void* scratch) {
-  const int64_t k_pad = p.weight.k_pad;
-  float* scale = static_cast<float*>(scratch);
-  float* offset = scale + plan.mc;
-  int8_t* q = static_cast<int8_t*>(scratch) + scale_bytes(plan);
-  for (int64_t m = m_begin; m < m_end; m += plan.mc) {
-    const int64_t rows = std::min(plan.mc, m_end - m);
-    QuantizeRowwise quantize{};
-    quantize.x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
-    quantize.x_dtype = p.x_dtype;
-    quantize.ldx_bytes = p.ldx_bytes;
-    quantize.rows = rows;
-    quantize.k = p.weight.k;
-    quantize.k_store = k_pad;
-    quantize.tile_rows = plan.gemm->tile_rows;
-    quantize.flip = plan.gemm->flip;
-    quantize.q = q;
-    quantize.scale = scale;
-    quantize.offset = offset;
-    plan.quantize->run(quantize);
+// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, and the part
+// of a gate that waits for its factor.
+struct Buffers {
+  float* scale;
+  float* offset;
+  int8_t* q;
+  float* gate;
 
-    GemmS8S8S32 gemm{};
-    gemm.m = rows;
-    gemm.n_begin = n_begin;
-    gemm.n_end = n_end;
-    gemm.k_pad = k_pad;
-    gemm.a = q;
-    gemm.a_scale = scale;
-    gemm.a_offset = offset;
-    gemm.panels = p.weight.panels;
-    gemm.compensation = p.weight.compensation;
-    gemm.b_scale = p.w_scale;
-    gemm.bias = p.bias;
-    gemm.activation = p.activation;
-    gemm.residual = p.residual == nullptr
-                        ? nullptr
-                        : static_cast<const char*>(p.residual) + m * p.residual_ld_bytes;
-    gemm.residual_ld_bytes = p.residual_ld_bytes;
-    gemm.out = static_cast<char*>(p.out) + m * p.out_ld_bytes;
-    gemm.out_ld_bytes = p.out_ld_bytes;
-    gemm.out_dtype = p.out_dtype;
-    plan.gemm->run(gemm);
+  static int64_t scale_bytes(const Job& job) { return round_up(job.plan.mc * 8, 64); }
+  static int64_t row_bytes(const Job& job) {
+    return job.in_place ? 0 : job.plan.mc * job.p->weights[0].packed.k_pad;
+  }
+  static int64_t bytes(const Job& job) {
+    const int64_t gate = job.p->gated ? job.gate.rows * job.gate.ld * int64_t(sizeof(float)) : 0;
+    return scale_bytes(job) + row_bytes(job) + gate;
+  }
+  Buffers(const Job& job, void* memory)
+      : scale(static_cast<float*>(memory)),
+        offset(scale + job.plan.mc),
+        q(static_cast<int8_t*>(memory) + scale_bytes(job)),
+        gate(reinterpret_cast<float*>(q + row_bytes(job))) {}
+};
+
+// The rows of `p`, int8 already, in the layout that `p` asks for.
+void lay_out_rows(const QuantizeRowwise& p) {
+  for (int64_t m = 0; m < p.rows; ++m) {
+    const char* x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
+    const RowDestination row = row_destination(p, m);
+    for (int64_t k = 0; k < p.k_store; k += kBlockK) {
+      uint8_t block[kBlockK] = {};
+      std::memcpy(block, x + k, size_t(std::min(kBlockK, p.k - k)));
+      for (uint8_t& byte : block) byte ^= p.flip;
+      std::memcpy(row.q + k / kBlockK * row.k_block_stride, block, kBlockK);
+    }
+  }
+}
+
+// Rows [m, m + rows) of x as the kernel reads them: gemm.m, a, a_scale, a_offset.
+void prepare_rows(const Job& job, int64_t m, int64_t rows, const Buffers& buffers,
+                  GemmS8S8S32* gemm) {
+  const LinearW8A8& p = *job.p;
+  QuantizeRowwise chunk{};
+  chunk.x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
+  chunk.x_dtype = p.x_dtype;
+  chunk.ldx_bytes = p.ldx_bytes;
+  chunk.rows = rows;
+  chunk.k = p.weights[0].packed.k;
+  chunk.k_store = p.weights[0].packed.k_pad;
+  chunk.tile_rows = job.plan.gemm->tile_rows;
+  chunk.flip = job.plan.gemm->flip;
+  chunk.q = buffers.q;
+  chunk.scale = buffers.scale;
+  chunk.offset = buffers.offset;
+
+  gemm->m = rows;
+  gemm->a = buffers.q;
+  gemm->a_scale = buffers.scale;
+  gemm->a_offset = buffers.offset;
+  if (p.x_dtype != DType::s8) {
+    if (p.x_scale != nullptr) {
+      chunk.static_scale = *p.x_scale;
+      chunk.static_offset = *p.x_offset;
+    }
+    return job.plan.quantize->run(chunk);
+  }
+  if (job.in_place) {
+    gemm->a = static_cast<const int8_t*>(chunk.x);
+  } else {
+    lay_out_rows(chunk);
+  }
+  if (p.x_scale_step == 1) {
+    gemm->a_scale = p.x_scale + m;
+    gemm->a_offset = p.x_offset + m;
+  } else {
+    std::fill_n(buffers.scale, rows, *p.x_scale);
+    std::fill_n(buffers.offset, rows, *p.x_offset);
+  }
+}
+
+// Columns [begin, end) of a weight; begin is a multiple of 16.
+void set_columns(const LinearWeight& weight, int64_t begin, int64_t end, GemmS8S8S32* gemm) {
+  gemm->n = end - begin;
+  gemm->panels = weight.packed.panels + begin * weight.packed.k_pad;
+  gemm->compensation = weight.packed.compensation + begin;
+  gemm->b_scale = weight.scale + begin;
+  gemm->bias = weight.bias == nullptr ? nullptr : weight.bias + begin;
+}
+
+// The output and the residual, moved to a row and a column.
+void set_output(const LinearW8A8& p, int64_t row, int64_t column, GemmS8S8S32* gemm) {
+  const int64_t column_bytes = column * size_of(p.out_dtype);
+  gemm->out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column_bytes;
+  gemm->out_ld_bytes = p.out_ld_bytes;
+  gemm->out_dtype = p.out_dtype;
+  if (p.residual == nullptr) return;
+  gemm->residual = static_cast<const char*>(p.residual) + row * p.residual_ld_bytes + column_bytes;
+  gemm->residual_ld_bytes = p.residual_ld_bytes;
+}
+
+// `rows` holds a chunk that begins at row m: its columns in panels [begin, end) of all weights.
+void multiply(const Job& job, GemmS8S8S32 rows, int64_t m, int64_t begin, int64_t end) {
+  const LinearW8A8& p = *job.p;
+  rows.activation = p.activation;
+  int64_t first_panel = 0, first_column = 0;
+  for (int64_t i = 0; i < p.weight_count && first_panel < end; ++i) {
+    const LinearWeight& weight = p.weights[i];
+    const int64_t n = weight.packed.n;
+    const int64_t n_begin = std::max<int64_t>(0, begin - first_panel) * kPanelColumns;
+    const int64_t n_end = std::min(n, (end - first_panel) * kPanelColumns);
+    if (n_begin < n_end) {
+      set_columns(weight, n_begin, n_end, &rows);
+      set_output(p, m, first_column + n_begin, &rows);
+      job.plan.gemm->run(rows);
+    }
+    first_panel += ceil_div(n, kPanelColumns);
+    first_column += n;
+  }
+}
+
+// The same for a gate and its factor: a tile of the gate, activated, then the product with it.
+void multiply_gated(const Job& job, const GemmS8S8S32& rows, int64_t m, int64_t begin, int64_t end,
+                    float* tile) {
+  const LinearW8A8& p = *job.p;
+  const int64_t n_end = std::min(p.weights[0].packed.n, end * kPanelColumns);
+  for (int64_t n = begin * kPanelColumns; n < n_end; n += job.gate.columns) {
+    const int64_t columns_end = std::min(n_end, n + job.gate.columns);
+    for (int64_t r = 0; r < rows.m; r += job.gate.rows) {
+      GemmS8S8S32 gate = rows;
+      gate.m = std::min(job.gate.rows, rows.m - r);
+      gate.a += r * rows.k_pad;
+      gate.a_scale += r;
+      gate.a_offset += r;
+      GemmS8S8S32 up = gate;
+
+      set_columns(p.weights[0], n, columns_end, &gate);
+      gate.activation = p.activation;
+      gate.out = tile;
+      gate.out_ld_bytes = job.gate.ld * int64_t(sizeof(float));
+      gate.out_dtype = DType::f32;
+      job.plan.gemm->run(gate);
+
+      set_columns(p.weights[1], n, columns_end, &up);
+      up.multiplier = tile;
+      up.multiplier_ld_bytes = gate.out_ld_bytes;
+      set_output(p, m + r, n, &up);
+      job.plan.gemm->run(up);
+    }
   }
 }
 
@@ -71,31 +205,47 @@ void run_task(void* context, int64_t i) {
   const int64_t task_m = i / job.plan.tasks_n, task_n = i % job.plan.tasks_n;
   const int64_t m_begin = std::min(p.m, task_m * job.rows_per_task);
   const int64_t m_end = std::min(p.m, m_begin + job.rows_per_task);
-  const int64_t n_begin = std::min(p.weight.n, task_n * job.panels_per_task * kPanelColumns);
-  const int64_t n_end = std::min(p.weight.n, n_begin + job.panels_per_task * kPanelColumns);
-  if (m_begin == m_end || n_begin == n_end) return;
-  // The quantised rows of one chunk, their scales and offsets.
+  const int64_t begin = std::min(job.panels, task_n * job.panels_per_task);
+  const int64_t end = std::min(job.panels, begin + job.panels_per_task);
+  if (m_begin == m_end || begin == end) return;
   static thread_local Scratch scratch;
-  const int64_t bytes = scale_bytes(job.plan) + job.plan.mc * p.weight.k_pad;
-  void* memory = scratch.at_least(size_t(bytes));
+  void* memory = scratch.at_least(size_t(Buffers::bytes(job)));
   if (memory == nullptr) {
     job.ok = false;
     return;
   }
-  multiply(p, job.plan, m_begin, m_end, n_begin, n_end, memory);
+  const Buffers buffers(job, memory);
+  for (int64_t m = m_begin; m < m_end; m += job.plan.mc) {
+    GemmS8S8S32 rows{};
+    rows.k_pad = p.weights[0].packed.k_pad;
+    prepare_rows(job, m, std::min(job.plan.mc, m_end - m), buffers, &rows);
+    if (p.gated) {
+      multiply_gated(job, rows, m, begin, end, buffers.gate);
+    } else {
+      multiply(job, rows, m, begin, end);
+    }
+  }
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
 bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
-  if (p.m == 0 || p.weight.n == 0) return true;
   Job job;
   job.p = &p;
-  job.plan = plan_linear(p.m, p.weight.n, p.weight.k_pad, threads);
+  job.panels = 0;
+  for (int64_t i = 0; i < p.weight_count; ++i) {
+    job.panels += ceil_div(p.weights[i].packed.n, kPanelColumns);
+  }
+  if (p.m == 0 || job.panels == 0) return true;
+  const PackedWeight& first = p.weights[0].packed;
+  job.plan = plan_linear(p.m, job.panels * kPanelColumns, first.k_pad, threads);
+  if (p.gated) job.panels /= 2;
   job.rows_per_task = round_up(ceil_div(p.m, job.plan.tasks_m), kPanelColumns);
-  job.panels_per_task = ceil_div(ceil_div(p.weight.n, kPanelColumns), job.plan.tasks_n);
+  job.panels_per_task = ceil_div(job.panels, job.plan.tasks_n);
+  job.in_place = p.x_dtype == DType::s8 && job.plan.gemm->tile_rows == 1 &&
+                 job.plan.gemm->flip == 0 && first.k == first.k_pad &&
+                 (p.m == 1 || p.ldx_bytes == first.k);
+  job.gate = gate_tile(std::min(p.m, job.plan.mc));
   const int64_t tasks = job.plan.tasks_m * job.plan.tasks_n;
   if (tasks == 1) {
     run_task(&job, 0);

@@ -85,7 +85,7 @@ struct Block {
   bool complete = false;  // all of K is in
 
   void finish(const GemmS8S8S32& p, EpilogueFn epilogue) const {
-    epilogue(p, sums, 32, row, rows, column, std::min<int64_t>(32, p.n_end - column));
+    epilogue(p, sums, 32, row, rows, column, std::min<int64_t>(32, p.n - column));
   }
 };
 
@@ -114,7 +114,7 @@ class Blocks2x2 {
     const int8_t* a0 = p_.a + block.row * p_.k_pad + k_begin * 16;
     const int8_t* a1 = p_.a + (block.row + 16) * p_.k_pad + k_begin / 64 * a1_step;
     const int8_t* b0 = p_.panels + block.column * p_.k_pad + k_begin * 16;
-    const int8_t* b1 = p_.n_end - block.column > 16 ? b0 + kPanelColumns * p_.k_pad : b0;
+    const int8_t* b1 = p_.n - block.column > 16 ? b0 + kPanelColumns * p_.k_pad : b0;
     const bool first = k_begin == 0;
     tile_load<6>(b0, 64);
     tile_load<4>(a0, 64);
@@ -208,7 +208,7 @@ void block_1x4(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t r
   const int8_t* a = p.a + row * p.k_pad;
   const int8_t* b = p.panels + column * p.k_pad;
   const int64_t panel = kPanelColumns * p.k_pad, a_step = rows * 64;
-  const int64_t panels = std::min<int64_t>(4, (p.n_end - column + 15) / 16);
+  const int64_t panels = std::min<int64_t>(4, (p.n - column + 15) / 16);
   const int8_t* b1 = b + (panels > 1 ? panel : 0);
   const int8_t* b2 = b + (panels > 2 ? 2 * panel : 0);
   const int8_t* b3 = b + (panels > 3 ? 3 * panel : 0);
@@ -232,7 +232,7 @@ void block_1x4(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t r
   tile_store<1>(sums + 16, 256);
   tile_store<2>(sums + 32, 256);
   tile_store<3>(sums + 48, 256);
-  epilogue(p, sums, 64, row, rows, column, std::min<int64_t>(64, p.n_end - column));
+  epilogue(p, sums, 64, row, rows, column, std::min<int64_t>(64, p.n - column));
 }
 
 // 32 < rows <= 48, 1 panel: C in tiles 0-2, A in 3-5, B in 6.
@@ -259,7 +259,7 @@ void block_3x1(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t r
   tile_store<0>(sums, 64);
   tile_store<1>(sums + 16 * 16, 64);
   tile_store<2>(sums + 32 * 16, 64);
-  epilogue(p, sums, 16, row, rows, column, std::min<int64_t>(16, p.n_end - column));
+  epilogue(p, sums, 16, row, rows, column, std::min<int64_t>(16, p.n - column));
 }
 
 }  // namespace
@@ -275,11 +275,11 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
   const auto blocks_2x2 = p.k_pad <= kKeepK ? rows_outside : columns_outside;
   // Equal chunks of columns of at most kChunkBytes, read once for each group of rows.
   const int64_t most = std::max<int64_t>(64, kChunkBytes / p.k_pad);
-  const int64_t columns = p.n_end - p.n_begin, chunks = (columns + most - 1) / most;
-  const int64_t nc = round_up((columns + chunks - 1) / chunks, 64);
+  const int64_t chunks = (p.n + most - 1) / most;
+  const int64_t nc = round_up((p.n + chunks - 1) / chunks, 64);
   Tiles tiles;
-  for (int64_t begin = p.n_begin; begin < p.n_end; begin += nc) {
-    const int64_t end = std::min(p.n_end, begin + nc);
+  for (int64_t begin = 0; begin < p.n; begin += nc) {
+    const int64_t end = std::min(p.n, begin + nc);
     if (main > 0) {
       tiles.configure({16, 16, 16, 16, 16, 16, 16, 16});
       blocks_2x2(p, epilogue, 0, main, begin, end);

@@ -92,7 +92,7 @@ void gemm_s8s8s32_3x16x4_avx2(const GemmS8S8S32& p) {
   const EpilogueFn epilogue = select_epilogue<Avx2Vec>(p);
   alignas(64) int32_t sums[kMostRows * 16];
   alignas(64) int16_t wide[kSliceK * 16];
-  for (int64_t n = p.n_begin; n < p.n_end; n += kPanelColumns) {
+  for (int64_t n = 0; n < p.n; n += kPanelColumns) {
     const int8_t* panel = p.panels + n * p.k_pad;
     for (int64_t m = 0; m < p.m; m += kMostRows) {
       const int64_t rows = std::min(kMostRows, p.m - m);
@@ -109,7 +109,7 @@ void gemm_s8s8s32_3x16x4_avx2(const GemmS8S8S32& p) {
           tiles<true>(a + k, p.k_pad, rows, wide, count, sums);
         }
       }
-      epilogue(p, sums, 16, m, rows, n, std::min<int64_t>(16, p.n_end - n));
+      epilogue(p, sums, 16, m, rows, n, std::min<int64_t>(16, p.n - n));
     }
   }
 }

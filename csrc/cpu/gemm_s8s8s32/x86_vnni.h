@@ -55,7 +55,7 @@ void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t c
     for (int j = 0; j < NP * kRegs; ++j) R::store(&sums[i][j * kLanes], acc_s32[i][j]);
   }
   epilogue(p, sums[0], NP * kPanelColumns, row, MR, column,
-           std::min<int64_t>(NP * kPanelColumns, p.n_end - column));
+           std::min<int64_t>(NP * kPanelColumns, p.n - column));
 }
 
 // All columns from `column` on in groups of NP panels, for all row blocks of MR rows and one of
@@ -63,18 +63,18 @@ void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t c
 template <class R, int MR, int NP>
 void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
                   int64_t column) {
-  for (; p.n_end - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
+  for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
     int64_t i = 0;
     for (; i + MR <= rows; i += MR) vnni_tile<R, MR, NP>(p, epilogue, row + i, column);
   }
   if constexpr (NP > 1) {
-    if (column < p.n_end) vnni_columns<R, MR, NP / 2>(p, epilogue, row, rows, column);
+    if (column < p.n) vnni_columns<R, MR, NP / 2>(p, epilogue, row, rows, column);
   }
 }
 
 template <class R, int MR>
 void vnni_rows(const GemmS8S8S32& p, int64_t row, int64_t rows) {
-  vnni_columns<R, MR, R::panels(MR)>(p, select_epilogue<typename R::Vec>(p), row, rows, p.n_begin);
+  vnni_columns<R, MR, R::panels(MR)>(p, select_epilogue<typename R::Vec>(p), row, rows, 0);
 }
 
 template <class R, int MR>

@@ -7,15 +7,20 @@ has a gradient. One file an operator, or a pair of inverse ones: check, wrapper,
 
 from fastinfer.ops._common import ACTIVATIONS, MAX_K
 from fastinfer.ops._linear import linear_w8a8
+from fastinfer.ops._linear_cat import linear_w8a8_cat
+from fastinfer.ops._linear_gated import linear_w8a8_gated
 from fastinfer.ops._pack import pack_w8, packed_bytes, unpack_w8
-from fastinfer.ops._quantize import quantize_rowwise
+from fastinfer.ops._quantize import quantize_rows, quantize_rowwise
 
 __all__ = [
     "ACTIVATIONS",
     "MAX_K",
     "linear_w8a8",
+    "linear_w8a8_cat",
+    "linear_w8a8_gated",
     "pack_w8",
     "packed_bytes",
+    "quantize_rows",
     "quantize_rowwise",
     "unpack_w8",
 ]

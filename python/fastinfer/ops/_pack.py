@@ -69,11 +69,11 @@ def _check_unpack_w8(w_packed: Tensor, n: int, k: int) -> None:
         raise ValueError(f"unpack_w8: n, k are {n}, {k}, want >= 0")
 
 
-def check_packed_size(op: str, w_packed: Tensor, n: int, k: int) -> None:
+def check_packed_size(op: str, name: str, w_packed: Tensor, n: int, k: int) -> None:
     """All that can be said of a packed weight without its bytes; the operators read its header."""
     if w_packed.shape[0] != packed_bytes(n, k):
         raise ValueError(
-            f"{op}: w_packed has {w_packed.shape[0]} bytes, want the {packed_bytes(n, k)} of a "
+            f"{op}: {name} has {w_packed.shape[0]} bytes, want the {packed_bytes(n, k)} of a "
             f"packed weight with N = {n} and K = {k}"
         )
 
@@ -87,5 +87,5 @@ def _(w: Tensor) -> Tensor:
 @torch.library.register_fake("fastinfer::unpack_w8")
 def _(w_packed: Tensor, n: int, k: int) -> Tensor:
     _check_unpack_w8(w_packed, n, k)
-    check_packed_size("unpack_w8", w_packed, n, k)
+    check_packed_size("unpack_w8", "w_packed", w_packed, n, k)
     return w_packed.new_empty((n, k), dtype=torch.int8)
