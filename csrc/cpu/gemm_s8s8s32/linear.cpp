@@ -2,42 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 
-#include "cpu/huge_pages.h"
 #include "cpu/quantize_rowwise/layout.h"
+#include "cpu/scratch.h"
 
 namespace fastinfer::cpu {
 
 namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory that a thread keeps between calls.
-class Scratch {
- public:
-  ~Scratch() { std::free(data_); }
-
-  void* at_least(size_t bytes) {
-    if (bytes > size_) {
-      std::free(data_);
-      size_ = 0;
-      const size_t page = bytes < size_t(kHugePage) / 2 ? 4096 : size_t(kHugePage);
-      const size_t size = (bytes + page - 1) / page * page;
-      data_ = std::aligned_alloc(page, size);
-      if (data_ != nullptr) {
-        size_ = size;
-        advise_huge_pages(data_, int64_t(size_));
-      }
-    }
-    return data_;
-  }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 struct Job {
   const LinearW8A8* p;

@@ -5,6 +5,7 @@
 
 #include "cpu/gemm_s8s8s32/heuristics.h"
 #include "cpu/gemm_s8s8s32/pack.h"
+#include "cpu/parallel_for.h"
 
 namespace fastinfer::cpu {
 
@@ -36,9 +37,6 @@ struct LinearW8A8 {
   int64_t out_ld_bytes;
   DType out_dtype;  // f32, bf16, f16
 };
-
-// Runs task(context, i) for every i in [0, count), possibly at once, and returns when all are done.
-using ParallelFor = void (*)(int64_t count, void (*task)(void* context, int64_t i), void* context);
 
 // Returns false if scratch memory could not be had; `out` is then not filled.
 FASTINFER_API bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for);
