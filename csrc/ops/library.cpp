@@ -15,6 +15,13 @@ STABLE_TORCH_LIBRARY(fastinfer, m) {
       "linear_w8a8_gated(Tensor x, Tensor gate_packed, Tensor gate_scale, Tensor? gate_bias, "
       "Tensor up_packed, Tensor up_scale, Tensor? up_bias, str activation, "
       "ScalarType? out_dtype=None, Tensor? x_scale=None, Tensor? x_offset=None) -> Tensor");
+  m.def(
+      "layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? residual=None, "
+      "bool emit_fp=True, bool emit_rows=False) -> "
+      "(Tensor sum, Tensor y, Tensor q, Tensor scale, Tensor offset)");
+  m.def(
+      "rms_norm(Tensor x, Tensor? weight, float eps, Tensor? residual=None, bool emit_fp=True, "
+      "bool emit_rows=False) -> (Tensor sum, Tensor y, Tensor q, Tensor scale, Tensor offset)");
   m.def("quantize_rowwise(Tensor x) -> (Tensor q, Tensor scale)");
   m.def("quantize_rows(Tensor x) -> (Tensor q, Tensor scale, Tensor offset)");
   m.def("pack_w8(Tensor w) -> Tensor");

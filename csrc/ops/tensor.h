@@ -117,8 +117,8 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   return empty(sizes, contiguous_strides(sizes), dtype);
 }
 
-// The same for what an operator returns: a large one comes from the pool of warm buffers and goes
-// back to it with the last reference.
+// The same for what an operator returns, of float or int8: a large one comes from the pool of warm
+// buffers and goes back to it with the last reference.
 inline Tensor empty_output(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                            ScalarType dtype) {
   int64_t bytes = dtype == ScalarType::Char ? 1 : cpu::size_of(*float_dtype(dtype));

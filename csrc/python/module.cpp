@@ -34,6 +34,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("force_isa", &force_isa, py::arg("name"), "Caps selection at an ISA; \"\" lifts the cap.");
   py::list kernels;
   bind_gemm_s8s8s32(m, kernels);
+  bind_norm(m, kernels);
   bind_quantize_rowwise(m, kernels);
   m.def(
       "kernels", [rows = py::tuple(kernels)] { return py::list(rows); },

@@ -59,4 +59,14 @@ def gemm_s8s8s32(
     a_offset: NDArray[np.float32] | None = None,
     multiplier: NDArray[np.float32] | None = None,
 ) -> NDArray[np.generic]: ...
+def norm(
+    kernel: str,
+    x: NDArray[np.generic],
+    kind: str,
+    weight: NDArray[np.float32] | None = None,
+    bias: NDArray[np.float32] | None = None,
+    eps: float = 1e-5,
+    residual: NDArray[np.generic] | None = None,
+    dtype: str = "f32",
+) -> tuple[NDArray[np.generic], ...]: ...
 def build_info() -> BuildInfo: ...

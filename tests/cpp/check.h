@@ -68,6 +68,7 @@ void test_arch();
 void test_buffer_pool();
 void test_vec();
 void test_gemm_s8s8s32();
+void test_norm();
 void test_quantize_rowwise();
 void test_pack();
 void test_linear();

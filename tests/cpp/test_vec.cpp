@@ -106,10 +106,33 @@ void check_math() {
   CHECK(cpu::relu<ScalarVec>(-3.0f) == 0.0f && cpu::relu<ScalarVec>(3.0f) == 3.0f);
 }
 
+// What the norms add to a Vec, at width 1.
+void check_lanes() {
+  const float nan = float_of_bits(0x7fc00000u);
+  CHECK(ScalarVec::min(1.0f, 2.0f) == 1.0f && ScalarVec::max(1.0f, 2.0f) == 2.0f);
+  CHECK(ScalarVec::min(nan, 2.0f) == 2.0f && std::isnan(ScalarVec::min(2.0f, nan)));
+  CHECK(ScalarVec::max(nan, 2.0f) == 2.0f && std::isnan(ScalarVec::max(2.0f, nan)));
+  CHECK(ScalarVec::keep(1.0f, 1, 2.0f) == 1.0f && ScalarVec::keep(1.0f, 0, 2.0f) == 2.0f);
+  CHECK(ScalarVec::round(1.0f + 0x1p-9f, DType::bf16) == 1.0f);
+  CHECK(ScalarVec::round(1.0f + 3 * 0x1p-8f, DType::bf16) == 1.0f + 0x1p-6f);
+  CHECK(ScalarVec::round(1.0f + 0x1p-11f, DType::f16) == 1.0f);
+  CHECK(ScalarVec::round(0.1f, DType::f32) == 0.1f);
+  bool nearest = true;
+  for (int i = -254; i <= 254; ++i) {
+    const float v = float(i) * 0.5f;
+    int8_t q[4] = {99, 99, 99, 99};
+    ScalarVec::store_s8(q, v, v + 0.25f > 127 ? v : v + 0.25f, 0.0f, 0.0f, 2);
+    nearest = nearest && q[0] == int(std::nearbyint(v)) && q[2] == 99 && q[3] == 99 &&
+              q[1] == int(std::nearbyint(v + 0.25f > 127 ? v : v + 0.25f));
+  }
+  CHECK(nearest);
+}
+
 }  // namespace
 
 void test_vec() {
   group("vec: scalar conversions", check_conversions);
+  group("vec: lanes, rounding, int8", check_lanes);
   group("vec: exp, silu, gelu, relu", check_math);
 }
 

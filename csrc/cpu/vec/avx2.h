@@ -23,6 +23,26 @@ struct Avx2Vec {
   static F select_lt(F a, F b, F x, F y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
   }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F keep(F v, int n, F fill) {
+    return _mm256_blendv_ps(fill, v, _mm256_castsi256_ps(lanes(n)));
+  }
+  static float lane_sum(F v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  }
+  static float lane_min(F v) {
+    __m128 four = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    four = _mm_min_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_min_ss(four, _mm_movehdup_ps(four)));
+  }
+  static float lane_max(F v) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+  }
   static F pow2_shifted(F shifted) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23),
                                                 _mm256_set1_epi32(0x3f800000)));
@@ -61,6 +81,45 @@ struct Avx2Vec {
     }
   }
 
+  static F round(F v, DType dtype) {
+    if (dtype == DType::f32) return v;
+    return dtype == DType::bf16
+               ? from_bf16(to_bf16(v))
+               : _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static void stream(void* p, DType dtype, F v) {
+    if (dtype == DType::f32) {
+      _mm256_stream_ps(static_cast<float*>(p), v);
+    } else {
+      _mm_stream_si128(static_cast<__m128i*>(p),
+                       dtype == DType::bf16
+                           ? to_bf16(v)
+                           : _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+  }
+  static void fence() { _mm_sfence(); }
+
+  static void store_s8(int8_t* p, F a, F b, F c, F d, int n = 32) {
+    const __m256i q = to_s8(a, b, c, d);
+    if (n == 32) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), q);
+    } else {
+      alignas(32) int8_t tail[32];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(tail), q);
+      std::memcpy(p, tail, size_t(n));
+    }
+  }
+  static void stream_s8(int8_t* p, F a, F b, F c, F d) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_s8(a, b, c, d));
+  }
+
+  // The packs work within 128-bit lanes; the permutation undoes their interleaving.
+  static __m256i to_s8(F a, F b, F c, F d) {
+    const __m256i q =
+        _mm256_packs_epi16(_mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)),
+                           _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d)));
+    return _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  }
   static __m256i lanes(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }

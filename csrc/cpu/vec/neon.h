@@ -21,6 +21,18 @@ struct NeonVec {
   static F div(F a, F b) { return vdivq_f32(a, b); }
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   static F select_lt(F a, F b, F x, F y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
+  static F min(F a, F b) { return select_lt(a, b, a, b); }
+  static F max(F a, F b) { return select_lt(b, a, a, b); }
+  static F keep(F v, int n, F fill) {
+    constexpr uint32_t kLanes[4] = {0, 1, 2, 3};
+    return vbslq_f32(vcltq_u32(vld1q_u32(kLanes), vdupq_n_u32(uint32_t(n))), v, fill);
+  }
+  static float lane_sum(F v) {
+    const float32x2_t two = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+  }
+  static float lane_min(F v) { return vminvq_f32(v); }
+  static float lane_max(F v) { return vmaxvq_f32(v); }
   static F pow2_shifted(F shifted) {
     return vreinterpretq_f32_u32(
         vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23), vdupq_n_u32(0x3f800000u)));
@@ -54,6 +66,30 @@ struct NeonVec {
     vst1_u16(tail, half);
     std::memcpy(p, tail, size_t(n) * 2);
   }
+
+  static F round(F v, DType dtype) {
+    if (dtype == DType::f32) return v;
+    return dtype == DType::bf16 ? vreinterpretq_f32_u32(vshll_n_u16(to_bf16(v), 16))
+                                : vcvt_f32_f16(vcvt_f16_f32(v));
+  }
+  // No intrinsic of GCC gives stnp; writing allocates no line where whole lines are written.
+  static void stream(void* p, DType dtype, F v) { store(p, dtype, v); }
+  static void fence() {}
+
+  static void store_s8(int8_t* p, F a, F b, F c, F d, int n = 16) {
+    const auto q16 = [](F low, F high) {
+      return vmovn_high_s32(vmovn_s32(vcvtnq_s32_f32(low)), vcvtnq_s32_f32(high));
+    };
+    const int8x16_t q = vmovn_high_s16(vmovn_s16(q16(a, b)), q16(c, d));
+    if (n == 16) {
+      vst1q_s8(p, q);
+    } else {
+      int8_t tail[16];
+      vst1q_s8(tail, q);
+      std::memcpy(p, tail, size_t(n));
+    }
+  }
+  static void stream_s8(int8_t* p, F a, F b, F c, F d) { store_s8(p, a, b, c, d); }
 
   // Not bfcvt: it is Armv8.6, and these bits must match a CPU without it.
   static uint16x4_t to_bf16(F v) {

@@ -24,6 +24,16 @@ struct ScalarVec {
   static F fma(F a, F b, F c) { return std::fma(a, b, c); }
   // a < b ? x : y, lane by lane; false where a or b is NaN.
   static F select_lt(F a, F b, F x, F y) { return a < b ? x : y; }
+  // a < b ? a : b and a > b ? a : b: b where either is NaN.
+  static F min(F a, F b) { return a < b ? a : b; }
+  static F max(F a, F b) { return a > b ? a : b; }
+  // The first n lanes of v, then those of fill.
+  static F keep(F v, int n, F fill) { return n > 0 ? v : fill; }
+  // Over the lanes: the sum by halves (lane i + lane i + width / 2, and so on down to one); the
+  // least and the greatest where no lane is NaN.
+  static float lane_sum(F v) { return v; }
+  static float lane_min(F v) { return v; }
+  static float lane_max(F v) { return v; }
   // 2^n for shifted = n + 1.5 * 2^23, n in [-126, 127].
   static F pow2_shifted(F shifted) { return from_bits((to_bits(shifted) << 23) + 0x3f800000u); }
   static F from_s32(const int32_t* p) { return float(*p); }
@@ -45,6 +55,25 @@ struct ScalarVec {
     const uint16_t half = dtype == DType::bf16 ? to_bf16(v) : to_f16(v);
     std::memcpy(p, &half, 2);
   }
+
+  // To `dtype` and back.
+  static F round(F v, DType dtype) {
+    if (dtype == DType::f32) return v;
+    return dtype == DType::bf16 ? from_bits(uint32_t(to_bf16(v)) << 16) : from_f16(to_f16(v));
+  }
+  // `store` of all lanes past the caches where the CPU can, to memory aligned to their size.
+  // fence() comes before anybody else reads it.
+  static void stream(void* p, DType dtype, F v) { store(p, dtype, v); }
+  static void fence() {}
+
+  // The first n of 4 width integers nearest to a, b, c, d, halves to even; each at most 127 in
+  // magnitude (lanes that are not stored hold anything).
+  static void store_s8(int8_t* p, F a, F b, F c, F d, int n = 4) {
+    const float v[4] = {a, b, c, d};
+    // Adding 1.5 * 2^23 rounds |v| < 2^22 to an integer, ties to even.
+    for (int i = 0; i < n; ++i) p[i] = int8_t(int32_t(to_bits(v[i] + 12582912.0f) - 0x4b400000u));
+  }
+  static void stream_s8(int8_t* p, F a, F b, F c, F d) { store_s8(p, a, b, c, d); }
 
   static uint32_t to_bits(float v) {
     uint32_t u;

@@ -9,12 +9,14 @@ from fastinfer.ops._common import ACTIVATIONS, MAX_K
 from fastinfer.ops._linear import linear_w8a8
 from fastinfer.ops._linear_cat import linear_w8a8_cat
 from fastinfer.ops._linear_gated import linear_w8a8_gated
+from fastinfer.ops._norm import layer_norm, rms_norm
 from fastinfer.ops._pack import pack_w8, packed_bytes, unpack_w8
 from fastinfer.ops._quantize import quantize_rows, quantize_rowwise
 
 __all__ = [
     "ACTIVATIONS",
     "MAX_K",
+    "layer_norm",
     "linear_w8a8",
     "linear_w8a8_cat",
     "linear_w8a8_gated",
@@ -22,5 +24,6 @@ __all__ = [
     "packed_bytes",
     "quantize_rows",
     "quantize_rowwise",
+    "rms_norm",
     "unpack_w8",
 ]

@@ -1,0 +1,251 @@
+// The formula of norm.h over a `Vec` (cpu/vec/scalar.h), written once: an instruction set's file
+// instantiates norm_rows and says what bounds it.
+//
+// A row passes four times, the first from memory and the rest from L1 or L2:
+//   read_row       x, residual -> sum, scratch = s; the first sum
+//   center_row     layer norm: the sums of s - c and of its square
+//   write_row      scratch -> y; scratch = y and its range where int8 rows are asked for; asks for
+//                  the next row of x and residual, so that memory is read while it is written
+//   quantize_row   scratch -> q
+// The scratch holds floats: only the first and third pass know a dtype.
+#pragma once
+
+#include <cstring>
+#include <limits>
+
+#include "cpu/norm/norm.h"
+#include "cpu/quantize_rowwise/layout.h"
+
+namespace fastinfer::cpu {
+namespace {
+
+constexpr int kPartials = 32;
+
+// body(i, n) for each vector of k elements: elements [i, i + n), n == V::width but at the end.
+template <class V, class Body>
+inline void for_each_vector(int64_t k, Body&& body) {
+  int64_t i = 0;
+  for (; i + V::width <= k; i += V::width) body(i, V::width);
+  if (i < k) body(i, int(k - i));
+}
+
+// body(i, j, n): the same for a body that sums; its partial sums are those that vector j of
+// kPartials / V::width holds. Unrolled, so that j is a constant and the sums stay in registers.
+template <class V, class Body>
+inline void for_each_summed_vector(int64_t k, Body&& body) {
+  constexpr int kVectors = kPartials / V::width;
+  int64_t i = 0;
+  for (; i + kPartials <= k; i += kPartials) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) body(i + j * V::width, j, V::width);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kVectors; ++j) {
+    const int64_t left = k - i - j * V::width;
+    if (left > 0) body(i + j * V::width, j, left < V::width ? int(left) : V::width);
+  }
+}
+
+// Partial sums and the tree over them.
+template <class V>
+struct Sum {
+  using F = typename V::F;
+  static constexpr int kVectors = kPartials / V::width;
+  F part[kVectors];
+
+  Sum() {
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) part[j] = V::set1(0.0f);
+  }
+  void add(int j, F v) { part[j] = V::add(part[j], v); }
+  void add_square(int j, F v) { part[j] = V::fma(v, v, part[j]); }
+  float total() {
+#pragma GCC unroll 8
+    for (int h = kVectors / 2; h > 0; h /= 2) {
+#pragma GCC unroll 8
+      for (int j = 0; j < h; ++j) part[j] = V::add(part[j], part[j + h]);
+    }
+    return V::lane_sum(part[0]);
+  }
+};
+
+// What an output row is written with.
+template <class V, DType kType>
+struct Destination {
+  char* row;  // null: not asked for
+  bool stream;
+
+  Destination(void* out, int64_t row_bytes, int64_t m, bool may_stream)
+      : row(out == nullptr ? nullptr : static_cast<char*>(out) + m * row_bytes),
+        stream(may_stream && reinterpret_cast<uintptr_t>(row) % 64 == 0) {}
+
+  void store(int64_t i, typename V::F v, int n) const {
+    char* p = row + i * size_of(kType);
+    if (stream && n == V::width) {
+      V::stream(p, kType, v);
+    } else {
+      V::store(p, kType, v, n);
+    }
+  }
+};
+
+template <class V, DType kType, NormKind kKind>
+inline float read_row(const Norm& p, int64_t m) {
+  using F = typename V::F;
+  const char* x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
+  const F zero = V::set1(0.0f);
+  Sum<V> sum;
+  const auto take = [&](int64_t i, int j, int n, F s) __attribute__((always_inline)) {
+    s = n == V::width ? s : V::keep(s, n, zero);
+    V::store(p.scratch + i, DType::f32, s);
+    if (kKind == NormKind::rms) {
+      sum.add_square(j, s);
+    } else {
+      sum.add(j, s);
+    }
+  };
+  const auto load = [&](const char* row, int64_t i, int n) {
+    return V::load(row + i * size_of(kType), kType, n);
+  };
+  if (p.residual == nullptr) {
+    for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
+      take(i, j, n, load(x, i, n));
+    });
+  } else {
+    const char* residual = static_cast<const char*>(p.residual) + m * p.residual_ld_bytes;
+    const Destination<V, kType> out(p.sum, p.k * size_of(kType), m, p.stream);
+    for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
+      const F s = V::round(V::add(load(x, i, n), load(residual, i, n)), kType);
+      if (out.row != nullptr) out.store(i, s, n);
+      take(i, j, n, s);
+    });
+  }
+  return sum.total();
+}
+
+struct Moments {
+  float sum, squares;
+};
+
+template <class V>
+inline Moments center_row(const Norm& p, float center) {
+  using F = typename V::F;
+  const F minus_center = V::set1(-center), zero = V::set1(0.0f);
+  Sum<V> sum, squares;
+  for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
+    F d = V::add(V::load(p.scratch + i), minus_center);
+    d = n == V::width ? d : V::keep(d, n, zero);
+    sum.add(j, d);
+    squares.add_square(j, d);
+  });
+  return {sum.total(), squares.total()};
+}
+
+template <class V, DType kType, NormKind kKind>
+inline RowRange write_row(const Norm& p, int64_t m, float mean, float rstd) {
+  using F = typename V::F;
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr int64_t kAheadBytes = 256 << 10;  // longer rows would push each other out of L2
+  const Destination<V, kType> out(p.y, p.k * size_of(kType), m, p.stream);
+  const bool ahead = m + 1 < p.rows && p.k * size_of(kType) <= kAheadBytes;
+  const char* next_x = static_cast<const char*>(p.x) + (ahead ? m + 1 : m) * p.ldx_bytes;
+  const char* next_residual = p.residual == nullptr ? next_x
+                                                    : static_cast<const char*>(p.residual) +
+                                                          (ahead ? m + 1 : m) * p.residual_ld_bytes;
+  const F minus_mean = V::set1(-mean), factor = V::set1(rstd);
+  const F one = V::set1(1.0f), zero = V::set1(0.0f);
+  F low = V::set1(kInf), high = V::set1(-kInf), not_finite = zero;
+  const auto parameter = [&](const void* data, DType dtype, int64_t i, int n) {
+    return V::load(static_cast<const char*>(data) + i * size_of(dtype), dtype, n);
+  };
+  for_each_vector<V>(p.k, [&](int64_t i, int n) __attribute__((always_inline)) {
+    if (ahead) {
+      __builtin_prefetch(next_x + i * size_of(kType), 0, 2);
+      __builtin_prefetch(next_residual + i * size_of(kType), 0, 2);
+    }
+    F z = V::load(p.scratch + i);
+    if (kKind == NormKind::layer) z = V::add(z, minus_mean);
+    z = V::mul(z, factor);
+    const F weight = p.weight == nullptr ? one : parameter(p.weight, p.weight_dtype, i, n);
+    const F bias = p.bias == nullptr ? zero : parameter(p.bias, p.bias_dtype, i, n);
+    const F y = V::round(V::fma(z, weight, bias), kType);
+    if (out.row != nullptr) out.store(i, y, n);
+    if (p.scale != nullptr) {
+      V::store(p.scratch + i, DType::f32, y);
+      const F less = V::min(y, low), more = V::max(y, high), nan = V::fma(y, zero, not_finite);
+      low = n == V::width ? less : V::keep(less, n, low);
+      high = n == V::width ? more : V::keep(more, n, high);
+      not_finite = n == V::width ? nan : V::keep(nan, n, not_finite);
+    }
+  });
+  if (p.k == 0) return {0.0f, 0.0f};
+  const float nan = V::lane_sum(not_finite);  // 0, or NaN: 0 * Inf and 0 * NaN are NaN
+  return {V::lane_min(low) + nan, V::lane_max(high)};
+}
+
+template <class V>
+inline void quantize_row(const Norm& p, int64_t m, const RowRange& range) {
+  using F = typename V::F;
+  QuantizeRowwise rows{};
+  rows.scale = p.scale;
+  rows.offset = p.offset;
+  const RowScale s = row_scale(rows, m, range);
+  int8_t* q = p.q + m * p.k;
+  if (!s.finite) {
+    std::memset(q, 0, size_t(p.k));
+    return;
+  }
+  const F minus_offset = V::set1(-s.offset), inverse = V::set1(s.inverse);
+  const auto step = [&](int64_t i) {
+    return V::mul(V::add(V::load(p.scratch + i), minus_offset), inverse);
+  };
+  constexpr int kWidth = 4 * V::width;
+  const bool stream = p.stream && reinterpret_cast<uintptr_t>(q) % 64 == 0;
+  for (int64_t i = 0; i < p.k; i += kWidth) {
+    const F a = step(i), b = step(i + V::width), c = step(i + 2 * V::width),
+            d = step(i + 3 * V::width);
+    if (i + kWidth > p.k) {
+      V::store_s8(q + i, a, b, c, d, int(p.k - i));
+    } else if (stream) {
+      V::stream_s8(q + i, a, b, c, d);
+    } else {
+      V::store_s8(q + i, a, b, c, d);
+    }
+  }
+}
+
+template <class V, DType kType, NormKind kKind>
+inline void norm_rows(const Norm& p) {
+  const float k = float(p.k);
+  for (int64_t m = 0; m < p.rows; ++m) {
+    float mean = 0.0f, square = read_row<V, kType, kKind>(p, m) / k;
+    if (kKind == NormKind::layer) {
+      const float center = square;
+      const Moments moments = center_row<V>(p, center);
+      mean = center + moments.sum / k;
+      square = moments.squares / k;
+    }
+    const float rstd = 1.0f / __builtin_sqrtf(square + p.eps);
+    const RowRange range = write_row<V, kType, kKind>(p, m, mean, rstd);
+    if (p.scale != nullptr) quantize_row<V>(p, m, range);
+  }
+  V::fence();
+}
+
+template <class V, NormKind kKind>
+inline void norm_rows(const Norm& p) {
+  switch (p.dtype) {
+    case DType::bf16: return norm_rows<V, DType::bf16, kKind>(p);
+    case DType::f16: return norm_rows<V, DType::f16, kKind>(p);
+    default: return norm_rows<V, DType::f32, kKind>(p);
+  }
+}
+
+template <class V>
+inline void norm_rows(const Norm& p) {
+  if (p.kind == NormKind::layer) return norm_rows<V, NormKind::layer>(p);
+  norm_rows<V, NormKind::rms>(p);
+}
+
+}  // namespace
+}  // namespace fastinfer::cpu
