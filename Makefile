@@ -70,6 +70,7 @@ tsan: $(VENV)/.tools
 	cmake --preset tsan >/dev/null
 	cmake --build --preset tsan
 	build/tsan/tests/cpp/fastinfer_tests linear
+	build/tsan/tests/cpp/fastinfer_tests forms
 	build/tsan/tests/cpp/fastinfer_tests pool
 
 # The C++ tests on CPUs that this one is not.

@@ -72,5 +72,6 @@ void test_norm();
 void test_quantize_rowwise();
 void test_pack();
 void test_linear();
+void test_linear_forms();
 
 }  // namespace fastinfer::test

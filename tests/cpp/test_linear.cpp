@@ -9,6 +9,7 @@
 #include "check.h"
 #include "cpu/gemm_s8s8s32/linear.h"
 #include "guard.h"
+#include "parallel.h"
 #include "reference.h"
 
 namespace fastinfer::test {
@@ -16,16 +17,6 @@ namespace fastinfer::test {
 using namespace cpu;
 
 namespace {
-
-void serial(int64_t count, void (*task)(void*, int64_t), void* context) {
-  for (int64_t i = 0; i < count; ++i) task(context, i);
-}
-
-void threaded(int64_t count, void (*task)(void*, int64_t), void* context) {
-  std::vector<std::thread> threads;
-  for (int64_t i = 0; i < count; ++i) threads.emplace_back(task, context, i);
-  for (std::thread& thread : threads) thread.join();
-}
 
 struct Linear {
   int64_t m, n, k;
