@@ -151,6 +151,22 @@ def test_epilogue(kernel, activation, dtype, with_bias, with_residual, rng):
         assert (abs(to_float64(got, dtype) - y) <= bound).all()
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kernel", rows("gemm_s8s8s32"))
+def test_multiplier(kernel, activation, with_residual, rng):
+    """A product and a sum in float32, each rounded once, after the activation."""
+    m, n, k = kernel["mr"] + 1, 2 * kernel["nr"] + 3, 2 * kernel["kr"] + 3
+    a, w = int8(rng, m, k), int8(rng, n, k)
+    scales = (np.full(m, 1 / 127, np.float32), rng.uniform(0.5, 2, n).astype(np.float32) / 127)
+    multiplier = rng.standard_normal((m, n), dtype=np.float32)
+    residual = rng.standard_normal((m, n), dtype=np.float32) if with_residual else None
+    arguments = kernel["name"], a, w, *scales, None, ACTIVATIONS.index(activation)
+    got = _C.gemm_s8s8s32(*arguments, residual, multiplier=multiplier)
+    want = _C.gemm_s8s8s32(*arguments) * multiplier
+    np.testing.assert_array_equal(got, want if residual is None else want + residual)
+
+
 @pytest.mark.parametrize("k", [0, 1, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 131, 200, 1000])
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -174,14 +190,37 @@ def test_quantize_rowwise_bits(kernel, symmetric, dtype, k, rng):
     np.testing.assert_array_equal(q, want)
 
 
+@pytest.mark.parametrize("k", [0, 1, 7, 15, 17, 33, 63, 64, 65, 200])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kernel", rows("quantize_rowwise"))
+def test_quantize_rowwise_static_bits(kernel, symmetric, dtype, k, rng):
+    """The static formula in float32 with numpy, bit for bit; wide rows saturate."""
+    x = rng.standard_normal((9, k), dtype=np.float32)
+    x *= np.float32(2) ** np.arange(-4, 5, dtype=np.float32)[:, None]
+    bits = from_float32(x, dtype)
+    x = to_float64(bits, dtype).astype(np.float32)
+    scale, offset = np.float32(0.03), np.float32(0 if symmetric else -0.7)
+    given = {"static_scale": scale, "static_offset": -0.7}
+    q, scales, *offsets = _C.quantize_rowwise(kernel["name"], bits, dtype, symmetric, **given)
+    np.testing.assert_array_equal(offsets, [] if symmetric else [np.full(9, offset)])
+    np.testing.assert_array_equal(scales, np.full(9, scale))
+    want = np.clip(np.rint((x - offset) * (np.float32(1) / scale)), -127, 127)
+    np.testing.assert_array_equal(q, want)
+    assert k < 7 or (abs(want[-1]) == 127).any()
+
+
+@pytest.mark.parametrize("static_scale", [0.0, 0.03])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", [0, 16, 36])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("kernel", rows("quantize_rowwise"))
-def test_quantize_rowwise_poisoned_row(kernel, symmetric, where, poison, rng):
+def test_quantize_rowwise_poisoned_row(kernel, symmetric, where, poison, static_scale, rng):
     x = rng.standard_normal((3, 37), dtype=np.float32)
     x[1, where] = poison
-    q, scale, *offset = _C.quantize_rowwise(kernel["name"], x, symmetric=symmetric)
+    x[[0, 2], 5] = 100  # saturates
+    options = {"symmetric": symmetric, "static_scale": static_scale}
+    q, scale, *offset = _C.quantize_rowwise(kernel["name"], x, **options)
     assert np.isnan(scale).tolist() == [False, True, False]
     assert all(o[1] == 0 and np.isfinite(o).all() for o in offset)
     assert not q[1].any()
@@ -191,6 +230,13 @@ def test_quantize_rowwise_poisoned_row(kernel, symmetric, where, poison, rng):
 def test_a_kernel_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match='got "gemm_nowhere"'):
         sums({"name": "gemm_nowhere"}, np.ones((1, 1), np.int8), np.ones((1, 1), np.int8))
+
+
+@pytest.mark.parametrize("scale", [-1.0, 1e-40, np.inf, np.nan])
+def test_static_scales_that_are_no_normal_numbers_are_refused(scale):
+    x = np.ones((1, 1), np.float32)
+    with pytest.raises(ValueError, match=r"static_scale: want a finite number >= 2\^-126"):
+        _C.quantize_rowwise("quantize_rowwise_generic", x, static_scale=scale)
 
 
 def test_rows_longer_than_int32_allows_are_refused():
