@@ -24,6 +24,7 @@ STABLE_TORCH_LIBRARY(fastinfer, m) {
       "bool emit_rows=False) -> (Tensor sum, Tensor y, Tensor q, Tensor scale, Tensor offset)");
   m.def("quantize_rowwise(Tensor x) -> (Tensor q, Tensor scale)");
   m.def("quantize_rows(Tensor x) -> (Tensor q, Tensor scale, Tensor offset)");
+  m.def("rope(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor");
   m.def("pack_w8(Tensor w) -> Tensor");
   m.def("unpack_w8(Tensor w_packed, SymInt n, SymInt k) -> Tensor");
 }

@@ -69,4 +69,14 @@ def norm(
     residual: NDArray[np.generic] | None = None,
     dtype: str = "f32",
 ) -> tuple[NDArray[np.generic], ...]: ...
+def rope(
+    kernel: str,
+    x: NDArray[np.generic],
+    cos: NDArray[np.generic],
+    sin: NDArray[np.generic],
+    heads: int,
+    interleaved: bool = False,
+    dtype: str = "f32",
+    table_dtype: str = "f32",
+) -> NDArray[np.generic]: ...
 def build_info() -> BuildInfo: ...

@@ -43,6 +43,7 @@ struct Avx2Vec {
     four = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
   }
+  static F swap_pairs(F a) { return _mm256_permute_ps(a, 0xb1); }
   static F pow2_shifted(F shifted) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23),
                                                 _mm256_set1_epi32(0x3f800000)));

@@ -33,6 +33,7 @@ struct Avx512Vec {
   }
   static float lane_min(F v) { return _mm512_reduce_min_ps(v); }
   static float lane_max(F v) { return _mm512_reduce_max_ps(v); }
+  static F swap_pairs(F a) { return _mm512_permute_ps(a, 0xb1); }
   static F pow2_shifted(F shifted) {
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23),
                                                 _mm512_set1_epi32(0x3f800000)));

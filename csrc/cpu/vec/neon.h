@@ -33,6 +33,7 @@ struct NeonVec {
   }
   static float lane_min(F v) { return vminvq_f32(v); }
   static float lane_max(F v) { return vmaxvq_f32(v); }
+  static F swap_pairs(F a) { return vrev64q_f32(a); }
   static F pow2_shifted(F shifted) {
     return vreinterpretq_f32_u32(
         vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23), vdupq_n_u32(0x3f800000u)));

@@ -34,6 +34,7 @@ struct ScalarVec {
   static float lane_sum(F v) { return v; }
   static float lane_min(F v) { return v; }
   static float lane_max(F v) { return v; }
+  // The vector types, of an even width, also have swap_pairs(a): lanes 2i and 2i + 1 exchanged.
   // 2^n for shifted = n + 1.5 * 2^23, n in [-126, 127].
   static F pow2_shifted(F shifted) { return from_bits((to_bits(shifted) << 23) + 0x3f800000u); }
   static F from_s32(const int32_t* p) { return float(*p); }

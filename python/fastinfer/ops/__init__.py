@@ -12,6 +12,7 @@ from fastinfer.ops._linear_gated import linear_w8a8_gated
 from fastinfer.ops._norm import layer_norm, rms_norm
 from fastinfer.ops._pack import pack_w8, packed_bytes, unpack_w8
 from fastinfer.ops._quantize import quantize_rows, quantize_rowwise
+from fastinfer.ops._rope import rope
 
 __all__ = [
     "ACTIVATIONS",
@@ -25,5 +26,6 @@ __all__ = [
     "quantize_rows",
     "quantize_rowwise",
     "rms_norm",
+    "rope",
     "unpack_w8",
 ]
