@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import roofline
-from fastinfer import _C
+from fastinfer import _C, ops
 from sections import our_layer
 
 ISAS = [row["name"] for row in _C.isas() if row["supported"] and row["name"] != "generic"]
@@ -60,3 +60,18 @@ def test_quantize_rowwise(benchmark, kernel: str, shape: tuple[int, int]) -> Non
     x = np.random.default_rng().standard_normal(shape, dtype=np.float32)
     benchmark(_C.quantize_rowwise, kernel, x)
     benchmark.extra_info["gigabytes_per_second"] = x.nbytes / benchmark.stats.stats.median / 1e9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 512])
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_rope(benchmark, isa: str, interleaved: bool, tokens: int, dtype: torch.dtype) -> None:
+    """32 heads of 128, the queries in a tensor of queries, keys and values."""
+    x = torch.randn(1, tokens, 3 * 4096, dtype=dtype)[..., :4096]
+    heads = x.view(1, tokens, 32, 128).transpose(1, 2)
+    cos, sin = torch.randn(2, tokens, 128, dtype=dtype)
+    _C.force_isa(isa)
+    benchmark(ops.rope, heads, cos, sin, interleaved=interleaved)
+    moved = 2 * heads.numel() * x.element_size()
+    benchmark.extra_info["gigabytes_per_second"] = moved / benchmark.stats.stats.median / 1e9
