@@ -3,6 +3,8 @@
 from importlib.metadata import version
 
 from fastinfer import nn, ops
+from fastinfer.calibrate import calibrate
+from fastinfer.calibration import Calibration
 from fastinfer.compare import Comparison, compare
 from fastinfer.config import Int8Dynamic
 from fastinfer.info import show_config
@@ -13,10 +15,12 @@ from fastinfer.summary import Summary
 __version__ = version("fastinfer")
 
 __all__ = [
+    "Calibration",
     "Comparison",
     "Int8Dynamic",
     "Summary",
     "__version__",
+    "calibrate",
     "compare",
     "nn",
     "ops",

@@ -1,11 +1,13 @@
 """Runs a model once to look at it, and leaves it and the process as they were."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
 
@@ -16,6 +18,35 @@ def check_inputs(name: str, inputs: object) -> None:
             f"{name}: got {type(inputs).__name__}, want a tensor, a tuple of positional "
             "arguments or a dict of keyword arguments"
         )
+
+
+def check_batches(batches: object) -> None:
+    """Raises TypeError unless `batches` is an iterable that can be one of batches."""
+    if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches: got {type(batches).__name__}, want an iterable of batches, such as a list; "
+            "[inputs] for a single one"
+        )
+
+
+def run_batches(model: nn.Module, batches: Iterable[Any], progress: bool | None) -> Iterator[Any]:
+    """Calls `model` on each of `batches` as `observed` does; yields what it returns.
+
+    progress: True or False shows or hides a bar; None shows it on a terminal.
+    Raises TypeError if a batch is not one, ValueError if there is none.
+    """
+    console = Console(stderr=True)
+    if progress is None:
+        progress = console.is_terminal
+    with Progress(console=console, transient=console.is_terminal, disable=not progress) as bar:
+        number = 0
+        for number, batch in enumerate(bar.track(batches, description="Running batches"), 1):
+            check_inputs(f"batches: number {number}", batch)
+            with observed(model):
+                output = call(model, batch)
+            yield output
+        if number == 0:
+            raise ValueError("batches: it is empty, want at least one batch")
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
