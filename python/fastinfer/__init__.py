@@ -10,6 +10,8 @@ from fastinfer.config import Int8Dynamic
 from fastinfer.info import show_config
 from fastinfer.nn import quantize_linear
 from fastinfer.quantize import quantize_
+from fastinfer.smooth import smooth_
+from fastinfer.smoothing import Smoothing
 from fastinfer.summary import Summary
 
 __version__ = version("fastinfer")
@@ -18,6 +20,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Int8Dynamic",
+    "Smoothing",
     "Summary",
     "__version__",
     "calibrate",
@@ -27,4 +30,5 @@ __all__ = [
     "quantize_",
     "quantize_linear",
     "show_config",
+    "smooth_",
 ]

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from fastinfer.nn import QuantizedLinear, why_not_quantizable
 
 FilterFn = Callable[[nn.Module, str], bool]
+Owners = dict[int, list[tuple[str, nn.Module]]]  # by address: (name of the tensor, its module)
 
 
 @dataclass
@@ -59,13 +60,13 @@ def group_tied(model: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
     for layer in layers:
         if layer.reason is None:
             groups.setdefault(layer.module.weight.data_ptr(), []).append(layer)
-    owners = _owners(model)
+    held = owners(model)
     for address, group in groups.items():
         if address == 0:  # an empty weight is tied to nothing
             continue
         members = {id(layer.module) for layer in group}
         weights = {(layer.module.weight.shape, layer.module.weight.stride()) for layer in group}
-        outsiders = [name for name, module in owners[address] if id(module) not in members]
+        outsiders = [name for name, module in held[address] if id(module) not in members]
         for layer in group:
             if outsiders:
                 layer.reason = f"its weight is tied to {outsiders[0]}"
@@ -103,12 +104,12 @@ def _chosen(filter_fn: FilterFn, module: nn.Module, name: str) -> bool:
     return chosen
 
 
-def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+def owners(model: nn.Module) -> Owners:
     """Every module that holds a tensor at an address, with the tensor's name."""
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    held: Owners = {}
     for prefix, module in model.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and not nn.parameter.is_lazy(tensor):
                 full_name = f"{prefix}.{name}" if prefix else name
-                owners.setdefault(tensor.data_ptr(), []).append((full_name, module))
-    return owners
+                held.setdefault(tensor.data_ptr(), []).append((full_name, module))
+    return held
