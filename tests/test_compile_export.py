@@ -102,6 +102,17 @@ def test_exported_program_round_trips(model, randn, tmp_path):
     assert torch.equal(loaded.module()(x), model(x))
 
 
+def test_static_layers_compiled_and_exported(model, randn):
+    for layer in (model[0], model[2]):
+        layer.set_input_range(-3, 3)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for lead in LEADS:
+        x = randn(*lead, 200)
+        assert torch.equal(compiled(x), model(x)), lead
+    x = randn(4, 200)
+    assert torch.equal(torch.export.export(model, (x,)).module()(x), model(x))
+
+
 def test_export_refuses_a_wrong_shape(model, randn):
     with pytest.raises(ValueError, match=r"w_packed has \d+ bytes, want the"):
         torch.export.export(model, (randn(4, 100),), strict=False)

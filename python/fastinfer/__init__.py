@@ -6,7 +6,7 @@ from fastinfer import nn, ops
 from fastinfer.calibrate import calibrate
 from fastinfer.calibration import Calibration
 from fastinfer.compare import Comparison, compare
-from fastinfer.config import Int8Dynamic
+from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.info import show_config
 from fastinfer.nn import quantize_linear
 from fastinfer.quantize import quantize_
@@ -20,6 +20,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Int8Dynamic",
+    "Int8Static",
     "Smoothing",
     "Summary",
     "__version__",

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from fastinfer.calibration import Calibration, InputRange
 from fastinfer.candidates import find_layers, group_tied
 from fastinfer.histogram import Histogram
-from fastinfer.nn import QuantizedLinear
 from fastinfer.observe import check_batches, run_batches
 
 Method = Literal["absmax", "percentile", "mse"]
@@ -60,12 +59,12 @@ def calibrate(
     if not 50 < percentile <= 100:
         raise ValueError(f"percentile: got {percentile}, want above 50, up to 100")
 
-    layers = find_layers(model, None)
+    layers = find_layers(model, None, quantized_too=True)
     group_tied(model, layers)  # gives its reason to what stays float anyway
     seen = {
         layer.module: _Seen(layer.name, method != "absmax")
         for layer in layers
-        if layer.reason is None or isinstance(layer.module, QuantizedLinear)
+        if layer.reason is None
     }
 
     def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ from fastinfer.nn import QuantizedLinear, why_not_quantizable
 FilterFn = Callable[[nn.Module, str], bool]
 Owners = dict[int, list[tuple[str, nn.Module]]]  # by address: (name of the tensor, its module)
 
+ALREADY = "it is quantised already"
+
 
 @dataclass
 class Layer:
@@ -28,8 +30,13 @@ class Layer:
         return self.names[0]
 
 
-def find_layers(model: nn.Module, filter_fn: FilterFn | None) -> list[Layer]:
-    """Every linear module below `model`, in the model's order, each once, with its reason."""
+def find_layers(
+    model: nn.Module, filter_fn: FilterFn | None, quantized_too: bool = False
+) -> list[Layer]:
+    """Every linear module below `model`, in the model's order, each once, with its reason.
+
+    quantized_too: to be quantised already is no reason.
+    """
     layers = {
         id(module): Layer(module, [name])
         for name, module in model.named_modules()
@@ -44,12 +51,12 @@ def find_layers(model: nn.Module, filter_fn: FilterFn | None) -> list[Layer]:
                 if name not in layer.names:
                     layer.names.append(name)
     for layer in layers.values():
-        layer.reason = _why_left(layer, filter_fn)
+        layer.reason = _why_left(layer, filter_fn, quantized_too)
     return list(layers.values())
 
 
 def group_tied(model: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
-    """The layers without a reason, those that share a weight together.
+    """The float layers without a reason, those that share a weight together.
 
     A group is quantised as a whole or not at all, so that tied weights stay tied. A layer whose
     weight is also held by a module that stays float (an nn.Embedding, as in many language models;
@@ -58,7 +65,7 @@ def group_tied(model: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
     """
     groups: dict[int, list[Layer]] = {}
     for layer in layers:
-        if layer.reason is None:
+        if layer.reason is None and not isinstance(layer.module, QuantizedLinear):
             groups.setdefault(layer.module.weight.data_ptr(), []).append(layer)
     held = owners(model)
     for address, group in groups.items():
@@ -77,17 +84,20 @@ def group_tied(model: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
     return [group for group in tied + empty if group[0].reason is None]
 
 
-def _why_left(layer: Layer, filter_fn: FilterFn | None) -> str | None:
+def _why_left(layer: Layer, filter_fn: FilterFn | None, quantized_too: bool) -> str | None:
     module = layer.module
-    if isinstance(module, QuantizedLinear):
-        return "it is quantised already"
+    quantized = isinstance(module, QuantizedLinear)
+    if quantized and not quantized_too:
+        return ALREADY
     if parametrize.is_parametrized(module):
         return "it is parametrised (torch.nn.utils.parametrize)"
-    reason = why_not_quantizable(module)
+    reason = None if quantized else why_not_quantizable(module)
     if reason is not None:
         return reason
     if filter_fn is not None and not all(_chosen(filter_fn, module, n) for n in layer.names):
         return "filter_fn left it out"
+    if quantized:
+        return None
     if module.weight.is_meta:
         return "it is on the meta device, without values"
     if module.weight.device.type != "cpu":

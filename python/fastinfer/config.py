@@ -1,6 +1,9 @@
 """What `quantize_` can do to a layer, one small frozen dataclass a scheme."""
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from fastinfer.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,31 @@ class Int8Dynamic:
     outlier channels.
     """
 
-    @property
-    def label(self) -> str:
-        """The scheme's name in a summary."""
-        return "int8 dynamic"
+    label: ClassVar[str] = "int8 dynamic"  # in a summary
+
+
+@dataclass(frozen=True)
+class Int8Static:
+    """int8 weights and int8 activations, the activations in a range fixed beforehand.
+
+    Weights and sums as with `Int8Dynamic`. Activations: int8 around one offset, with one scale, a
+    layer, from the range that `fastinfer.calibrate` found; what falls outside is clipped to it.
+    Nothing is measured at a call, but one scale serves every token, so the error is larger. A
+    layer that calibration did not reach becomes int8 dynamic, and the summary says so.
+
+    Source of the method: Jacob et al., "Quantization and training of neural networks for efficient
+    integer-arithmetic-only inference", 2018 (https://arxiv.org/abs/1712.05877).
+
+    Raises TypeError if `calibration` is not what `calibrate` returns.
+    """
+
+    calibration: Calibration
+
+    label: ClassVar[str] = "int8 static"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.calibration, Calibration):
+            raise TypeError(
+                f"Int8Static: calibration is a {type(self.calibration).__name__}, want what "
+                "fastinfer.calibrate(model, batches) returns"
+            )

@@ -28,8 +28,8 @@ class Timing:
 
 
 def time_layers(
-    model: nn.Module, example_inputs: Any, pairs: Mapping[nn.Linear, QuantizedLinear]
-) -> dict[nn.Linear, Timing]:
+    model: nn.Module, example_inputs: Any, pairs: Mapping[nn.Module, QuantizedLinear]
+) -> dict[nn.Module, Timing]:
     """Runs `model` once on `example_inputs`; a layer of `pairs` that is not called has no entry.
 
     When a layer is called, it and its quantised twin are timed there and then on that very input,
@@ -38,15 +38,14 @@ def time_layers(
     disturbance hits few of the samples, and like layers get like verdicts.
     """
     samples: dict[Hashable, _Samples] = {}
-    calls: dict[nn.Linear, Counter[Hashable]] = {}
-    errors: dict[nn.Linear, str] = {}
+    calls: dict[nn.Module, Counter[Hashable]] = {}
+    errors: dict[nn.Module, str] = {}
 
-    def time_call(linear: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def time_call(linear: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x: Tensor = args[0] if args else kwargs["input"]
         reached = calls.setdefault(linear, Counter())
         try:
-            shape = (linear.weight.shape, linear.weight.dtype, linear.bias is None)
-            key = (*shape, x.shape, x.stride(), x.dtype)
+            key = (_kind(linear), _kind(pairs[linear]), x.shape, x.stride(), x.dtype)
             samples.setdefault(key, _Samples()).add(linear.forward, pairs[linear].forward, x)
             reached[key] += 1
         except (RuntimeError, TypeError, ValueError) as error:
@@ -80,6 +79,14 @@ def verdict(timings: Sequence[Timing]) -> str | None:
     before = sum(timing.ms_before for timing in timings)
     after = sum(timing.ms_after for timing in timings)
     return "int8 is slower here" if after > before else None
+
+
+def _kind(linear: Any) -> Hashable:
+    """What the time of a linear layer depends on, its input apart."""
+    shape = linear.in_features, linear.out_features, linear.bias is None
+    if isinstance(linear, QuantizedLinear):
+        return *shape, linear.input_scale is None
+    return *shape, linear.weight.dtype
 
 
 class _Samples:

@@ -1,6 +1,8 @@
 """`quantize_`: every linear layer of a model that gains by it becomes an int8 one."""
 
+import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,8 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from fastinfer.candidates import FilterFn, Layer, find_layers, group_tied
-from fastinfer.config import Int8Dynamic
+from fastinfer.calibration import InputRange
+from fastinfer.candidates import ALREADY, FilterFn, Layer, find_layers, group_tied
+from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.guard import Timing, time_layers, verdict
 from fastinfer.nn import QuantizedLinear
@@ -24,7 +27,7 @@ _LONG_LAYERS = 50
 
 def quantize_(
     model: nn.Module,
-    config: Int8Dynamic = _INT8_DYNAMIC,
+    config: Int8Dynamic | Int8Static = _INT8_DYNAMIC,
     *,
     filter_fn: FilterFn | None = None,
     example_inputs: Any = None,
@@ -33,18 +36,19 @@ def quantize_(
     """Replaces the nn.Linear layers of `model`, in place, by int8 ones; says what became of each.
 
     model: a trained model on the CPU; its layers are replaced, its other parts not touched.
-    config: the scheme. filter_fn(module, name) -> bool: False leaves that layer as it is.
-    example_inputs: what the model is called with: a tensor, a tuple of positional arguments or a
-    dict of keyword arguments. With it, the model runs once, and a layer is replaced only if, on
-    this machine and at the shapes that reach it in that run, int8 is not slower; one that is not
-    reached stays float. progress: True or False shows or hides the bar; None shows it on a
-    terminal if the work is long.
+    config: the scheme, Int8Dynamic() or Int8Static(calibration). filter_fn(module, name) -> bool:
+    False leaves that layer as it is. example_inputs: what the model is called with: a tensor, a
+    tuple of positional arguments or a dict of keyword arguments. With it, the model runs once, and
+    a layer is replaced only if, on this machine and at the shapes that reach it in that run, int8
+    is not slower; one that is not reached stays float. progress: True or False shows or hides the
+    bar; None shows it on a terminal if the work is long.
 
     Left alone, each with its reason in the summary: subclasses of nn.Linear, parametrised layers,
     layers with hooks or with a forward of their own, layers that filter_fn rejects, dtypes other
     than float32, bfloat16 and float16, K above 131071, weights with NaN or Inf, weights not on the
-    CPU, layers quantised already. Two layers that share a weight share the int8 one as well; a
-    layer whose weight is tied to a module that stays float (lm_head to an embedding) stays too.
+    CPU, layers quantised already (but Int8Static fixes the ranges, or fixes them anew, of those
+    that its calibration has). Two layers that share a weight share the int8 one as well; a layer
+    whose weight is tied to a module that stays float (lm_head to an embedding) stays too.
 
     nn.TransformerEncoderLayer has a fused path in eval mode that reads its linear layers' weights
     and never calls them; it is switched off in those whose layers were replaced. Positions that
@@ -54,15 +58,25 @@ def quantize_(
     was, and the int8 weights exist beside the float ones for a moment (a quarter more memory).
 
     Raises TypeError on arguments of other types; ValueError if `model` is itself an nn.Linear,
-    which nothing can replace in place. What the model raises on example_inputs comes through.
+    which nothing can replace in place, or if the calibration is of another model. What the model
+    raises on example_inputs comes through.
     """
     _check(model, config, filter_fn, example_inputs)
-    layers = find_layers(model, filter_fn)
+    static = isinstance(config, Int8Static)
+    ranges = config.calibration.by_name if isinstance(config, Int8Static) else {}
+    layers = find_layers(model, filter_fn, quantized_too=static)
+    _check_names(ranges, layers)
     groups = group_tied(model, layers)
+    for layer in layers:
+        if layer.reason is None and isinstance(layer.module, QuantizedLinear):
+            if layer.name in ranges:
+                groups.append([layer])
+            else:
+                layer.reason = ALREADY
     bytes_before = tensor_bytes(model)
 
-    made = _make(groups, progress)
-    timings: dict[nn.Linear, Timing] = {}
+    made = _make(groups, ranges, progress)
+    timings: dict[nn.Module, Timing] = {}
     if example_inputs is not None:
         timings = time_layers(model, example_inputs, made)
         for group in groups:
@@ -71,7 +85,7 @@ def quantize_(
                 layer.reason = reason
 
     rows = [
-        _row(layer, config, made.get(layer.module), timings.get(layer.module)) for layer in layers
+        _row(layer, static, made.get(layer.module), timings.get(layer.module)) for layer in layers
     ]
     for layer in layers:
         if layer.reason is None:
@@ -84,8 +98,10 @@ def quantize_(
 def _check(model: object, config: object, filter_fn: object, example_inputs: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, want an nn.Module")
-    if not isinstance(config, Int8Dynamic):
-        raise TypeError(f"config: got {type(config).__name__}, want Int8Dynamic()")
+    if not isinstance(config, Int8Dynamic | Int8Static):
+        raise TypeError(
+            f"config: got {type(config).__name__}, want Int8Dynamic() or Int8Static(calibration)"
+        )
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(
             f"filter_fn: got {type(filter_fn).__name__}, want a function (module, name) -> bool"
@@ -99,42 +115,70 @@ def _check(model: object, config: object, filter_fn: object, example_inputs: obj
         )
 
 
-def _make(groups: list[list[Layer]], progress: bool | None) -> dict[nn.Linear, QuantizedLinear]:
+def _check_names(ranges: Mapping[str, InputRange], layers: list[Layer]) -> None:
+    unknown = ranges.keys() - {layer.name for layer in layers}
+    if unknown:
+        raise ValueError(
+            f"config: its calibration has a range for {min(unknown)}, which is no linear layer of "
+            "model; want what fastinfer.calibrate(model, batches) returns"
+        )
+
+
+def _make(
+    groups: list[list[Layer]], ranges: Mapping[str, InputRange], progress: bool | None
+) -> dict[nn.Module, QuantizedLinear]:
     """The int8 layer of each float one; those of a group share their weight."""
-    made: dict[nn.Linear, QuantizedLinear] = {}
+    made: dict[nn.Module, QuantizedLinear] = {}
     console = Console(stderr=True)
     if progress is None:
-        weights = sum(group[0].module.weight.numel() for group in groups)
+        weights = sum(g[0].module.in_features * g[0].module.out_features for g in groups)
         progress = (weights > _LONG_WEIGHTS or len(groups) > _LONG_LAYERS) and console.is_terminal
     bar = Progress(console=console, transient=console.is_terminal, disable=not progress)
     # Made as normal tensors even within inference_mode, or nothing could be loaded into them later.
     with torch.inference_mode(False), torch.no_grad(), bar:
         for group in bar.track(groups, description="Quantising"):
-            first = made[group[0].module] = QuantizedLinear.from_linear(group[0].module)
+            first = made[group[0].module] = _int8(group[0].module)
             for layer in group[1:]:
                 twin = made[layer.module] = QuantizedLinear.from_linear(layer.module)
                 twin.weight_packed, twin.weight_scale = first.weight_packed, first.weight_scale
+            for layer in group:
+                if layer.name in ranges:
+                    found = ranges[layer.name]
+                    made[layer.module].set_input_range(found.low, found.high)
     return made
 
 
+def _int8(linear: nn.Linear | QuantizedLinear) -> QuantizedLinear:
+    """One made from a float layer, or another with the buffers of an int8 one."""
+    if not isinstance(linear, QuantizedLinear):
+        return QuantizedLinear.from_linear(linear)
+    twin = copy.copy(linear)
+    twin._buffers = dict(linear._buffers)
+    return twin
+
+
 def _row(
-    layer: Layer, config: Int8Dynamic, quantized: QuantizedLinear | None, timing: Timing | None
+    layer: Layer, static: bool, quantized: QuantizedLinear | None, timing: Timing | None
 ) -> Row:
     module = layer.module
     swapped = quantized if layer.reason is None else None
+    was_float = not isinstance(module, QuantizedLinear)
     measured = timing if timing is not None and timing.error is None else None
     bytes_before = tensor_bytes(module)
+    missed = static and swapped is not None and swapped.input_scale is None
+    label = Int8Static.label if static and not missed else Int8Dynamic.label
     return Row(
         name=layer.name,
         in_features=module.in_features,
         out_features=module.out_features,
-        scheme=config.label if swapped else None,
+        scheme=label if swapped else None,
         reason=layer.reason,
         bytes_before=bytes_before,
         bytes_after=tensor_bytes(swapped) if swapped else bytes_before,
-        sqnr_db=_weight_sqnr_db(module, swapped) if swapped else None,
+        sqnr_db=_weight_sqnr_db(module, swapped) if swapped and was_float else None,
         ms_before=measured.ms_before if measured else None,
         ms_after=measured.ms_after if measured else None,
+        note="not reached in calibration" if missed else None,
     )
 
 

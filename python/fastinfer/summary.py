@@ -1,6 +1,5 @@
 """What `quantize_` did to each layer, as data and as a table."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,9 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastinfer.render import Printable, format_bytes
-
-_LONGEST_TABLE = 20  # rows; beyond it, the like layers of repeated blocks share a row
+from fastinfer.render import Printable, format_bytes, group_like, without_numbers
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,7 @@ class Row:
     sqnr_db: float | None = None  # of the quantised weight against the float one
     ms_before: float | None = None  # what the guard measured, over all calls of the layer
     ms_after: float | None = None
+    note: str | None = None  # why its scheme is another than the one asked for
 
 
 class Summary(Printable):
@@ -100,7 +98,7 @@ class Summary(Printable):
             cells = [
                 line.name,
                 f"{first.in_features} x {first.out_features}",
-                first.scheme or f"left: {first.reason}",
+                _now(first),
                 _change(line.bytes("before") / scale, line.bytes("after") / scale),
                 line.sqnr(),
             ]
@@ -144,17 +142,17 @@ class _Line:
 
 
 def _lines(rows: tuple[Row, ...]) -> list[_Line]:
-    if len(rows) <= _LONGEST_TABLE:
-        return [_Line(row.name, (row,)) for row in rows]
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        pattern = re.sub(r"\d+", "*", row.name)
-        key = (pattern, row.in_features, row.out_features, row.scheme, row.reason)
-        groups.setdefault(key, []).append(row)
-    return [
-        _Line(group[0].name if len(group) == 1 else f"{key[0]} ({len(group)})", tuple(group))
-        for key, group in groups.items()
-    ]
+    def key(row: Row) -> tuple[object, ...]:
+        kind = without_numbers(row.name), row.in_features, row.out_features
+        return *kind, row.scheme, row.note, row.reason
+
+    return [_Line(name, group) for name, group in group_like(rows, key)]
+
+
+def _now(row: Row) -> str:
+    if row.scheme is None:
+        return f"left: {row.reason}"
+    return row.scheme if row.note is None else f"{row.scheme}: {row.note}"
 
 
 def _change(before: float, after: float) -> str:

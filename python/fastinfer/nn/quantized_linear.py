@@ -1,5 +1,6 @@
 """QuantizedLinear: an nn.Linear with an int8 weight, and the way from one to the other."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from fastinfer import ops
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _linear_w8a8 = torch.ops.fastinfer.linear_w8a8.default
+_PLAIN = ("none", None, None)  # activation, residual, out_dtype
 
 
 class _WithoutGradient(torch.autograd.Function):
@@ -17,8 +19,8 @@ class _WithoutGradient(torch.autograd.Function):
     and not a gradient with this layer left out."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        return _linear_w8a8(x, packed, scale, bias)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        return _linear_w8a8(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:
@@ -33,13 +35,15 @@ class QuantizedLinear(nn.Module):
 
     Takes the place of a trained :class:`torch.nn.Linear` for inference. The weight is symmetric
     int8 with a scale an output channel; a row of ``x`` becomes int8 around an offset of its own
-    (:func:`fastinfer.ops.linear_w8a8`). The output has the dtype of ``x``. The layer's state is
-    three buffers, which no cast of the module changes (``.half()``, ``.to(torch.bfloat16)``; moves
-    to a device do):
+    (:func:`fastinfer.ops.linear_w8a8`), or around one offset for all, if the layer is static
+    (:meth:`set_input_range`). The output has the dtype of ``x``. The layer's state is three
+    buffers, five if it is static, which no cast of the module changes (``.half()``,
+    ``.to(torch.bfloat16)``; moves to a device do):
 
     * ``weight_packed``: uint8 vector, see :func:`fastinfer.ops.pack_w8`;
     * ``weight_scale``: float32 ``[out_features]``;
-    * ``bias``: float32 ``[out_features]``, or None.
+    * ``bias``: float32 ``[out_features]``, or None;
+    * ``input_scale``, ``input_offset``: float32 ``[1]``, or None: ``x ~= scale * q + offset``.
 
     The constructor makes an empty layer for :meth:`load_state_dict`; until then a call of it is an
     error. :meth:`from_linear` makes one from a trained layer.
@@ -49,6 +53,7 @@ class QuantizedLinear(nn.Module):
         out_features: N.
         bias: whether the layer has a bias.
         device: where the buffers live.
+        static: whether the range of ``x`` is fixed.
 
     Raises:
         ValueError: ``in_features`` is too large for exact int32 sums, or a size is negative.
@@ -57,6 +62,8 @@ class QuantizedLinear(nn.Module):
     weight_packed: Tensor
     weight_scale: Tensor
     bias: Tensor | None
+    input_scale: Tensor | None
+    input_offset: Tensor | None
 
     def __init__(
         self,
@@ -64,6 +71,7 @@ class QuantizedLinear(nn.Module):
         out_features: int,
         bias: bool = True,
         device: torch.device | str | None = None,
+        static: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= in_features <= ops.MAX_K:
@@ -83,6 +91,9 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("weight_packed", packed)
         self.register_buffer("weight_scale", scale)
         self.register_buffer("bias", torch.zeros_like(scale) if bias else None)
+        for name in ("input_scale", "input_offset"):
+            value = torch.zeros(1, dtype=torch.float32, device=device) if static else None
+            self.register_buffer(name, value)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
@@ -118,6 +129,24 @@ class QuantizedLinear(nn.Module):
             layer.bias = bias.detach().to(torch.float32, copy=True)
         return layer
 
+    def set_input_range(self, low: float, high: float) -> None:
+        """Fixes the range of ``x``, for all its rows: the layer becomes static, or stays so.
+
+        In float32: ``offset = high / 2 + low / 2`` and
+        ``scale = max(high - offset, offset - low, 2**-118) / 127``, as the operator has them for a
+        row with these ends. What falls outside the range is clipped to it.
+
+        Raises:
+            ValueError: an end is not finite in float32, or ``low > high``.
+        """
+        ends = torch.tensor([low, high], dtype=torch.float32)
+        if not ends.isfinite().all() or low > high:
+            raise ValueError(f"set_input_range: got {low} to {high}, want finite, low <= high")
+        offset = ends[1:] / 2 + ends[:1] / 2
+        reach = torch.maximum(ends[1:] - offset, offset - ends[:1]).clamp(min=2.0**-118)
+        device = self.weight_scale.device
+        self.input_scale, self.input_offset = (reach / 127).to(device), offset.to(device)
+
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` float32, bfloat16 or float16 -> ``[..., out_features]``.
 
@@ -134,8 +163,12 @@ class QuantizedLinear(nn.Module):
             if x.requires_grad and torch.is_grad_enabled():
                 self._check_not_training()
                 if not torch.compiler.is_compiling():
-                    return _WithoutGradient.apply(x, packed, scale, bias)
-            return _linear_w8a8(x, packed, scale, bias)
+                    fixed = buffers["input_scale"], buffers["input_offset"]
+                    return _WithoutGradient.apply(x, packed, scale, bias, *_PLAIN, *fixed)
+            if buffers["input_scale"] is None:
+                return _linear_w8a8(x, packed, scale, bias)
+            fixed = buffers["input_scale"], buffers["input_offset"]
+            return _linear_w8a8(x, packed, scale, bias, *_PLAIN, *fixed)
         except (RuntimeError, TypeError, AttributeError) as error:
             failure = error
         self._explain(x)
@@ -158,7 +191,14 @@ class QuantizedLinear(nn.Module):
             raise ValueError(
                 "QuantizedLinear: the layer is empty, want weights: load a state_dict into it"
             )
-        ops.linear_w8a8(x, self.weight_packed, self.weight_scale, self.bias)
+        ops.linear_w8a8(
+            x,
+            self.weight_packed,
+            self.weight_scale,
+            self.bias,
+            x_scale=self.input_scale,
+            x_offset=self.input_offset,
+        )
 
     def dequantize(self) -> Tensor:
         """The weight as the layer uses it: float32 ``[out_features, in_features]``, a new tensor.
@@ -178,6 +218,7 @@ class QuantizedLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, scheme=w8a8"
+            + (", static" if self.input_scale is not None else "")
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -229,6 +270,31 @@ class QuantizedLinear(nn.Module):
             ops.linear_w8a8(rows, packed, scale, bias)
         except (TypeError, ValueError) as error:
             return f"{prefix}weight_packed, {prefix}weight_scale, {prefix}bias: {error}"
+        return self._why_not_input_range(state_dict, prefix)
+
+    def _why_not_input_range(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+        for name in ("input_scale", "input_offset"):
+            value = state_dict.get(f"{prefix}{name}")
+            if value is None and getattr(self, name) is None:
+                continue
+            if value is None:
+                return (
+                    f"{prefix}{name} is missing: the state is that of a dynamic layer, this one "
+                    "is static; quantise the model with Int8Dynamic() for it"
+                )
+            if getattr(self, name) is None:
+                return (
+                    f"{prefix}{name} belongs to a static layer, this one is dynamic: quantise the "
+                    "model with the Int8Static(calibration) of the state's"
+                )
+            if value.shape != (1,) or value.dtype != torch.float32:
+                shape = f"shape {list(value.shape)} and dtype {value.dtype}"
+                return f"{prefix}{name} has {shape}, want [1] and torch.float32"
+            number = 1.0 if value.is_meta else float(value)
+            if not math.isfinite(number) or (name == "input_scale" and number < 2.0**-126):
+                return (
+                    f"{prefix}{name} is {number}, want a finite number, a scale of 2**-126 or more"
+                )
         return None
 
 
