@@ -54,6 +54,25 @@ def test_linear(benchmark, isa: str, m: int, shape: tuple[int, int]) -> None:
         benchmark.extra_info["of_peak"] = rate / limit
 
 
+@pytest.mark.parametrize("emit", ["fp", "rows"])
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize(
+    "shape", [(1, 4096), (32, 768), (512, 768), (512, 4096)], ids="{0[0]}x{0[1]}".format
+)
+@pytest.mark.parametrize("isa", ISAS)
+def test_norm(benchmark, isa: str, shape: tuple[int, int], kind: str, emit: str) -> None:
+    x, residual = torch.randn(shape), torch.randn(shape)
+    weight, bias = torch.randn(shape[1]), torch.randn(shape[1])
+    _C.force_isa(isa)
+    options = (residual, emit == "fp", emit == "rows")
+    if kind == "layer":
+        outputs = benchmark(torch.ops.fastinfer.layer_norm, x, weight, bias, 1e-5, *options)
+    else:
+        outputs = benchmark(torch.ops.fastinfer.rms_norm, x, weight, 1e-5, *options)
+    moved = sum(t.nbytes for t in (x, residual, *outputs))
+    benchmark.extra_info["gigabytes_per_second"] = moved / benchmark.stats.stats.median / 1e9
+
+
 @pytest.mark.parametrize("shape", [(1, 4096), (512, 768)], ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("kernel", QUANTIZERS)
 def test_quantize_rowwise(benchmark, kernel: str, shape: tuple[int, int]) -> None:

@@ -55,6 +55,10 @@ def _library() -> ctypes.CDLL:
     library.fastinfer_read_bandwidth.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_double]
     library.fastinfer_read_once.restype = ctypes.c_uint64
     library.fastinfer_read_once.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    library.fastinfer_copy_once.restype = None
+    library.fastinfer_copy_once.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+    ]
     return library
 
 
@@ -106,6 +110,14 @@ def reader(data: Tensor, threads: int, chunk: int = 64 << 20) -> tuple[Callable[
         return int(read(base + at * chunk, chunk, threads))
 
     return run, chunk
+
+
+def copier(to: Tensor, source: Tensor, threads: int) -> Callable[[], None]:
+    """A copy past the caches as a candidate for interleaved timing: both tensors contiguous and
+    64-byte aligned, of one size, a multiple of 4096 * threads bytes."""
+    size = source.numel() * source.element_size()
+    copy = _library().fastinfer_copy_once
+    return partial(copy, to.data_ptr(), source.data_ptr(), size, threads)
 
 
 def bandwidth(bytes_per_thread: int, threads: int, seconds: float = 0.2) -> float:

@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 import machine
+import norm
 import peers
 import records
 import roofline
@@ -189,3 +190,16 @@ def test_a_tiny_run_writes_its_records(tmp_path: Path) -> None:
     }
     assert sorted(r.m for r in found if r.section == "steps") == list(range(1, 66))
     assert all(0 < r.min_us <= r.median_us and r.samples >= 3 for r in found)
+
+
+def test_a_tiny_run_of_the_norms(tmp_path: Path) -> None:
+    path = tmp_path / "norm.csv"
+    shape = ["--rows", "70", "--columns", "48", "--threads", "1", "--dtypes", "bfloat16"]
+    norm.main([*shape, "--seconds", "0.01", "--csv", str(path)])
+    found = records.read_csv(path)
+    assert {r.section for r in found} == {"norm rms", "norm layer"}
+    ours = [r for r in found if r.candidate == "sum, int8 rows"]
+    assert len(ours) == 2
+    for r in ours:  # two reads and a write of bfloat16; int8, scale and offset
+        assert r.value * r.median_us == pytest.approx(70 * (3 * 2 * 48 + 48 + 8) * 1e6)
+        assert 0 < r.relative_error < 1e-2
