@@ -28,7 +28,7 @@ import sections
 from model import minilm
 from records import Record
 from sections import Options
-from verdict import Row, numbers
+from verdict import numbers, verdict_table
 
 RESULTS = Path(__file__).parent / "results" / "linear.csv"
 QUICK_SHAPES = ((384, 1536), (3072, 768))
@@ -110,27 +110,6 @@ def print_roofline(console: Console, threads: tuple[int, ...]) -> Iterator[Recor
         table.add_row(f"reads from {level}, {count} thr.", f"{rate / 1e9:.1f} GB/s")
         yield Record("roofline", f"read {level}", "machine", threads=count, value=rate)
     console.print(table)
-
-
-def verdict_table(rows: list[Row]) -> Table:
-    colour = {"aim": "green", "must": "yellow", "missed": "red", "not run": "dim"}
-    table = Table(title="Numbers")
-    for column in ("what", "must", "aim", "worst", "median", "reach must", "worst at", "verdict"):
-        table.add_column(column, justify="left" if column in ("what", "worst at") else "right")
-    for row in rows:
-        sign = ">=" if row.at_least else "<="
-        worst, where = row.worst or (float("nan"), "")
-        table.add_row(
-            row.what,
-            f"{sign} {row.must:g}",
-            f"{sign} {row.aim:g}",
-            f"{worst:.4g}" if row.worst else "",
-            f"{row.middle:.4g}" if row.middle is not None else "",
-            f"{row.held}/{len(row.figures)}" if row.figures else "",
-            where,
-            f"[{colour[row.verdict]}]{row.verdict}",
-        )
-    return table
 
 
 def integers(text: str) -> tuple[int, ...]:

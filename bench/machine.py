@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "onnxruntime", "openvino", "nncf", "transformers", "numpy")
+PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ def _cpu_model() -> str:
     return name
 
 
-def _versions() -> str:
+def versions() -> str:
+    """Those of the packages whose speed or formats count."""
     found = []
     for package in PACKAGES:
         try:
@@ -51,7 +52,7 @@ def describe() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         isa=_C.isa_in_use(),
         compiler=_C.build_info()["compiler"],
-        versions=f"fastinfer {importlib.metadata.version('fastinfer')}, {_versions()}",
+        versions=f"fastinfer {importlib.metadata.version('fastinfer')}, {versions()}",
     )
 
 

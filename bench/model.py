@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from machine import set_threads
 from records import OURS, Record
-from sections import Options, as_record, settle
-from timing import Candidate, interleave
+from sections import Options, as_record
+from timing import Candidate, interleave, settle
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BATCHES = (1, 32)

@@ -13,9 +13,10 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -75,19 +76,23 @@ def torch_bf16(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
     return open_layer
 
 
+def dynamic_int8(module: nn.Module, engine: str) -> nn.Module:
+    """The linear layers of `module`, in place, as torch's tutorial quantises them dynamically, with
+    one of the two x86 engines: the engine packs the weights and stays with the packed form."""
+    torch.backends.quantized.engine = engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated in favour of torchao
+        return torch.ao.quantization.quantize_dynamic(
+            module, {nn.Linear}, dtype=torch.qint8, inplace=True
+        )
+
+
 def torch_ao(engine: str) -> Prepare:
-    """Dynamic quantisation as its tutorial has it, with one of the two x86 engines."""
+    """Dynamic quantisation by torch itself."""
 
     def prepare(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
         def open_layer(x: Tensor, threads: int, alone: bool = True) -> Callable[[], Tensor]:
-            # The engine packs the weights and stays with the packed form.
-            torch.backends.quantized.engine = engine
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecated in favour of torchao
-                model = torch.ao.quantization.quantize_dynamic(
-                    nn.Sequential(make_linear(weight, bias)), {nn.Linear}, dtype=torch.qint8
-                )
-            layer = model[0]
+            layer = dynamic_int8(nn.Sequential(make_linear(weight, bias)), engine)[0]
             return lambda: layer(x)
 
         return open_layer
@@ -95,12 +100,51 @@ def torch_ao(engine: str) -> Prepare:
     return prepare
 
 
-def onnxruntime_int8(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
-    """quantize_dynamic with int8 weights, a scale a channel; input and output bound once."""
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
+def onnx_dynamic_int8(source: Path, target: Path, large: bool = False) -> None:
+    """quantize_dynamic with int8 weights, a scale a channel; `large`: the weights beside it."""
+    from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # it advises a pre-processing for larger graphs
+    quantize_dynamic(
+        source,
+        target,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=large,
+        # The type of what comes out of ONNX Runtime's own fused operators, unknown to onnx.
+        extra_options={"DefaultTensorType": TensorProto.FLOAT},
+    )
+    logging.root.setLevel(level)
+
+
+def onnx_session(
+    model: str | bytes,
+    threads: int,
+    *,
+    alone: bool = True,
+    overrides: Mapping[str, int] = MappingProxyType({}),
+) -> Any:
+    """A session on `threads` threads; `overrides`: the sizes of dimensions that the model names."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    for name, size in overrides.items():
+        options.add_free_dimension_override_by_name(name, size)
+    if not alone:
+        # Each session has a pool of its own; dozens that spin between their calls would take
+        # the cores from each other and from everybody else.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+
+
+def onnxruntime_int8(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
+    """Input and output bound once."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
 
     n, k = weight.shape
     graph = helper.make_graph(
@@ -120,21 +164,11 @@ def onnxruntime_int8(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), source)
-        level = logging.root.level
-        logging.root.setLevel(logging.ERROR)  # it advises a pre-processing for larger graphs
-        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
-        logging.root.setLevel(level)
+        onnx_dynamic_int8(source, target)
         model = target.read_bytes()
 
     def open_layer(x: Tensor, threads: int, alone: bool = True) -> Callable[[], Any]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        if not alone:
-            # Each session has a pool of its own; dozens that spin between their calls would take
-            # the cores from each other and from everybody else.
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+        session = onnx_session(model, threads, alone=alone)
         binding = session.io_binding()
         y = torch.empty(x.shape[0], n)
         for bind, name, tensor in (

@@ -17,7 +17,7 @@ from fastinfer.nn import QuantizedLinear
 from machine import set_threads
 from peers import Peer, make_linear
 from records import OURS, Record
-from timing import Candidate, Timing, interleave
+from timing import SETTLE, Candidate, Timing, interleave, settle
 
 SHAPES = (
     (384, 384),
@@ -42,7 +42,6 @@ COLD_PEERS = (
     "openvino_dynamic",
 )
 OUTLIERS = 0.01  # of the channels, times 30
-SETTLE = 20e-3  # seconds for the threads of another pool to stop spinning
 
 # The largest relative error (Frobenius, against float64) that a right answer can have here.
 # int8 with a scale a tensor reaches 0.03 on these inputs, 0.16 with outlier channels.
@@ -71,10 +70,6 @@ def relative_error(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, rows: int
     pick = sorted({*range(min(rows, len(x))), *range(max(0, len(x) - rows), len(x))})
     want = x[pick].double() @ weight.double().T + bias.double()
     return float((torch.as_tensor(y)[pick].double() - want).norm() / want.norm())
-
-
-def settle(threads: int) -> float:
-    return SETTLE if threads > 1 else 0.0
 
 
 def our_layer(k: int, n: int) -> QuantizedLinear:

@@ -7,7 +7,15 @@ from statistics import median
 from time import perf_counter, sleep
 from typing import Any
 
+import numpy as np
+
 Run = Callable[[], Any]
+SETTLE = 20e-3  # seconds for the threads of another pool to stop spinning
+
+
+def settle(threads: int) -> float:
+    """The pause that `interleave` needs between two pools of so many threads each."""
+    return SETTLE if threads > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -21,12 +29,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: median and minimum over samples of `calls` calls each."""
+    """Seconds a call: median, minimum and quartiles over samples of `calls` calls each."""
 
     median: float
     minimum: float
     samples: int
     calls: int
+    quartiles: tuple[float, float]
 
 
 def _sample(run: Run, calls: int) -> float:
@@ -63,6 +72,7 @@ def interleave(
     least_samples: int = 7,
     sample_seconds: float = 200e-6,
     hopeless: float = 3.0,
+    trial: int = 3,
     settle: float = 0.0,
 ) -> dict[str, Timing]:
     """Times all candidates in turns.
@@ -73,7 +83,7 @@ def interleave(
         least_samples: samples of every candidate that has a chance.
         sample_seconds: the least duration of a sample; short calls are repeated to fill it.
         hopeless: a candidate whose best sample is slower than that of the fastest by this factor
-            leaves after 3 rounds; the first candidate stays.
+            leaves after `trial` rounds; the first candidate stays.
         settle: pause whenever the thread pool changes, then run untimed for as long. The threads of
             OpenMP and of ONNX Runtime spin for some milliseconds after their last work, on the
             cores that the next candidate needs; a thread that wakes up may find itself on the core
@@ -88,8 +98,9 @@ def interleave(
             candidate.before()
         candidate.run()
         calls[name] = calls_per_sample(candidate.run, sample_seconds)
-        usual[name] = min(_sample(candidate.run, 1) for _ in range(5))
+        usual[name] = _sample(candidate.run, 1)
         if usual[name] < 20e-3:
+            usual[name] = min(_sample(candidate.run, 1) for _ in range(5))
             short.add(name)
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     active, pool, begin, rounds = list(candidates), "", perf_counter(), 0
@@ -106,10 +117,12 @@ def interleave(
             samples[name].append(_sample(candidate.run, calls[name]))
             usual[name] = min(usual[name], samples[name][-1])
         rounds += 1
-        if rounds == 3:
+        if rounds == trial:
             limit = hopeless * min(min(taken) for taken in samples.values())
             active = active[:1] + [name for name in active[1:] if min(samples[name]) <= limit]
-    return {
-        name: Timing(median(taken), min(taken), len(taken), calls[name])
-        for name, taken in samples.items()
-    }
+    return {name: _timing(taken, calls[name]) for name, taken in samples.items()}
+
+
+def _timing(taken: list[float], calls: int) -> Timing:
+    first, third = np.quantile(taken, (0.25, 0.75)).tolist()
+    return Timing(median(taken), min(taken), len(taken), calls, (first, third))

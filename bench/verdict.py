@@ -4,8 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
-from records import OURS, Record
+from rich.table import Table
+
+from records import OURS, ModelRecord, Record
+from zoo import MODELS
 
 Figure = tuple[float, str]  # the value and where it was taken
 
@@ -48,7 +52,7 @@ class Row:
         return sum(self._holds(value, self.must) for value, _ in self.figures)
 
 
-def cells(records: Iterable[Record], section: str) -> list[list[Record]]:
+def cells(records: Iterable[Any], section: str) -> list[list[Any]]:
     """The records of a section, those of one interleaved run together."""
     groups = defaultdict(list)
     for record in records:
@@ -58,10 +62,10 @@ def cells(records: Iterable[Record], section: str) -> list[list[Record]]:
 
 
 def speedups(
-    records: Iterable[Record],
+    records: Iterable[Record | ModelRecord],
     section: str,
     rows: Callable[[int], bool] = lambda m: True,
-    peers: Callable[[Record], bool] = lambda peer: True,
+    peers: Callable[[Any], bool] = lambda peer: True,
 ) -> list[Figure]:
     """Time of the best peer over ours, a figure a cell."""
     figures = []
@@ -187,3 +191,80 @@ def numbers(records: list[Record]) -> list[Row]:
         at_least("MiniLM, worst cosine", 0.99, 0.998, answers("cosine worst")),
         at_least("MiniLM, same neighbour", 0.92, 0.97, answers("neighbours")),
     ]
+
+
+# Speed against the best peer: must and aim.
+MODEL_SPEED = {
+    "BERT-base": (1.6, 2.7),
+    "MiniLM-L6": (1.4, 2.2),
+    "ViT-B/16": (1.4, 2.2),
+    "Qwen2-0.5B": (1.8, 3.5),
+}
+TORCH_PEERS_ONLY = ("Qwen2-0.5B",)
+
+
+def extra_sqnr(records: Iterable[ModelRecord], model: str) -> list[Figure]:
+    """Our SQNR less that of the fastest int8 peer, in dB, a figure a cell."""
+    figures = []
+    for cell in cells(records, model):
+        ours = [r for r in cell if r.candidate == OURS]
+        rivals = [r for r in cell if r.kind == "int8"]
+        if ours and rivals:
+            fastest = min(rivals, key=lambda r: r.median_us)
+            best = max(rivals, key=lambda r: r.sqnr_db)
+            where = f"{ours[0].where} ({fastest.candidate}"
+            if best is not fastest:
+                where += f"; the most exact, {best.candidate}, has {best.sqnr_db:.1f} dB"
+            figures.append((ours[0].sqnr_db - fastest.sqnr_db, where + ")"))
+    return figures
+
+
+def model_numbers(records: Iterable[ModelRecord]) -> list[Row]:
+    """Every row of the table of whole models, in its order."""
+    valid = [r for r in records if not r.reason]
+    rows = []
+    for model in MODELS.values():
+        must, aim = MODEL_SPEED[model.name]
+        torch_only = model.name in TORCH_PEERS_ONLY
+
+        def peer(r: ModelRecord, torch_only: bool = torch_only) -> bool:
+            return r.kind != "ours" and (r.candidate.startswith("torch") or not torch_only)
+
+        for size in model.sizes:
+            here = [r for r in valid if r.size == str(size)]
+            figures = speedups(here, model.name, peers=peer)
+            what = f"{model.name} {size}, vs the best {'torch ' if torch_only else ''}peer"
+            rows.append(Row(what, must, aim, True, tuple(figures)))
+    for name in MODELS:
+        figures = extra_sqnr(valid, name)
+        rows.append(
+            Row(f"{name}, SQNR over the fastest int8 peer's, dB", 0, 0, True, tuple(figures))
+        )
+    ours = [r for r in valid if r.candidate == OURS and r.model == "MiniLM-L6"]
+    mean = tuple((r.cosine_mean, r.where) for r in ours)
+    worst = tuple((r.cosine_worst, r.where) for r in ours)
+    rows.append(Row("MiniLM-L6, mean cosine", 0.997, 0.999, True, mean))
+    rows.append(Row("MiniLM-L6, worst cosine", 0.99, 0.998, True, worst))
+    return rows
+
+
+def verdict_table(rows: list[Row]) -> Table:
+    """The requirements and what became of them."""
+    colour = {"aim": "green", "must": "yellow", "missed": "red", "not run": "dim"}
+    table = Table(title="Numbers")
+    for column in ("what", "must", "aim", "worst", "median", "reach must", "worst at", "verdict"):
+        table.add_column(column, justify="left" if column in ("what", "worst at") else "right")
+    for row in rows:
+        sign = ">=" if row.at_least else "<="
+        worst, where = row.worst or (float("nan"), "")
+        table.add_row(
+            row.what,
+            f"{sign} {row.must:g}",
+            f"{sign} {row.aim:g}",
+            f"{worst:.4g}" if row.worst else "",
+            f"{row.middle:.4g}" if row.middle is not None else "",
+            f"{row.held}/{len(row.figures)}" if row.figures else "",
+            where,
+            f"[{colour[row.verdict]}]{row.verdict}",
+        )
+    return table
