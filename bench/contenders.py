@@ -13,7 +13,8 @@ import inspect
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -27,6 +28,7 @@ from torch import nn
 
 import exports
 import machine
+import peers
 import zoo
 from peers import NNCF, ONNX, OPENVINO, dynamic_int8, onnx_session
 from records import OURS
@@ -68,7 +70,7 @@ class Cell:
 
     def artefact(self, kind: str, make: Callable[..., None], *arguments: Any) -> Path:
         """The folder that make(model, length, folder, *arguments) fills, kept in the cache."""
-        source = "".join(Path(m.__file__ or "").read_text() for m in (zoo, exports))
+        source = "".join(Path(m.__file__ or "").read_text() for m in (zoo, exports, peers))
         key = hashlib.sha256((source + machine.versions()).encode()).hexdigest()[:12]
         name = f"{self.model.name}-{self.size.length}".replace("/", "_")
         folder = self.cache / f"{name}-{kind}-{key}"
@@ -108,11 +110,11 @@ class Contender:
             )
 
 
-def call(module: nn.Module, cell: Cell) -> Run:
+def call(module: Callable[..., torch.Tensor], cell: Cell) -> Run:
     return lambda: module(**cell.inputs)
 
 
-def call_bf16(module: nn.Module, cell: Cell) -> Run:
+def call_bf16(module: Callable[..., torch.Tensor], cell: Cell) -> Run:
     """Floating-point inputs are cast to bf16, the answer back."""
 
     def run() -> torch.Tensor:
@@ -133,10 +135,24 @@ def torch_bf16(cell: Cell) -> Run:
     return call_bf16(cell.bf16, cell)
 
 
+def compiled(module: nn.Module, backend: str = "inductor") -> Callable[..., torch.Tensor]:
+    """torch.compile, for static shapes, of a function that calls the module. What dynamo compiles
+    belongs to a code object: one of its own, or it would be found again for every other contender
+    that differs in options only."""
+
+    def forward(**inputs: torch.Tensor) -> torch.Tensor:
+        return module(**inputs)
+
+    own = types.FunctionType(
+        forward.__code__.replace(), forward.__globals__, closure=forward.__closure__
+    )
+    return torch.compile(own, backend=backend, dynamic=False)
+
+
 def torch_compile(cell: Cell, bf16: bool, freezing: bool) -> Run:
     """Inductor in its default mode. Freezing: weights become constants, packed once."""
-    compiled = torch.compile(cell.bf16 if bf16 else cell.fp32, dynamic=False)
-    run = (call_bf16 if bf16 else call)(compiled, cell)
+    forward = compiled(cell.bf16 if bf16 else cell.fp32)
+    run = (call_bf16 if bf16 else call)(forward, cell)
     # Compiled at the first call; the option is read by dynamo too, so that it cannot be handed to
     # torch.compile.
     with torch._inductor.config.patch(freezing=freezing), torch.inference_mode():
@@ -234,7 +250,7 @@ def fastinfer_full(cell: Cell) -> Run:
 def fastinfer_compile(cell: Cell) -> Run:
     if "fastinfer" not in torch.compiler.list_backends(exclude_tags=()):
         raise NotImplementedError("this fastinfer has no backend for torch.compile")
-    return call(torch.compile(cell.copy(), backend="fastinfer", dynamic=False), cell)
+    return call(compiled(cell.copy(), backend="fastinfer"), cell)
 
 
 # Contenders of one pool stand together: timing pauses where the pool changes. The first is what
@@ -273,3 +289,15 @@ CONTENDERS = (
         )
     ),
 )
+
+
+def turns(model: zoo.Model, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Which of the contenders named take turns with each other: all of them or, of a large model,
+    those of one runtime with torch fp32 and fastinfer."""
+    if not model.large:
+        return [tuple(names)]
+    runtimes = dict.fromkeys(name.split("_")[0] for name in names)
+    return [
+        tuple(name for name in names if name.split("_")[0] == runtime or name in (FP32, OURS))
+        for runtime in runtimes
+    ]

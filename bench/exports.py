@@ -15,8 +15,6 @@ from peers import onnx_dynamic_int8
 
 ONNX_FILE = "model.onnx"
 OPENVINO_FILE = "model.xml"
-# At most 2 GiB fit into one ONNX file; the weights of a larger model go into files beside it.
-LARGE = 400_000_000  # weights
 
 
 def _example(model: zoo.Model, length: int) -> zoo.Inputs:
@@ -31,7 +29,6 @@ def onnx_fp32(name: str, length: int, folder: Path) -> None:
 
     model = zoo.MODELS[name]
     module, inputs = model.build("eager"), _example(model, length)
-    large = sum(p.numel() for p in module.parameters()) > LARGE
     exported = folder / ("exported.onnx" if model.onnx_type else ONNX_FILE)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -52,14 +49,14 @@ def onnx_fp32(name: str, length: int, folder: Path) -> None:
             num_heads=model.heads,
             hidden_size=model.hidden,
         )
-        optimized.save_model_to_file(str(folder / ONNX_FILE), use_external_data_format=large)
+        optimized.save_model_to_file(str(folder / ONNX_FILE), use_external_data_format=model.large)
         exported.unlink()
 
 
 def onnx_int8(name: str, length: int, folder: Path, source: Path) -> None:
     """quantize_dynamic with int8 weights, a scale a channel."""
-    large = sum(file.stat().st_size for file in source.iterdir()) > 4 * LARGE
-    onnx_dynamic_int8(source / ONNX_FILE, folder / ONNX_FILE, large)
+    # At most 2 GiB fit into one file; the weights of a larger model go into others beside it.
+    onnx_dynamic_int8(source / ONNX_FILE, folder / ONNX_FILE, zoo.MODELS[name].large)
 
 
 def openvino_fp32(name: str, length: int, folder: Path) -> None:

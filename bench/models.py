@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 import machine
 import records
-from contenders import CONTENDERS, FP32, Cell, Contender, apart
+from contenders import CONTENDERS, FP32, Cell, Contender, apart, turns
 from records import ModelRecord
 from timing import Candidate, Run, interleave, settle
 from verdict import model_numbers, verdict_table
-from zoo import MODELS, Inputs, Size
+from zoo import MODELS, Inputs, Model, Size
 
 RESULTS = Path(__file__).parent / "results" / "models.csv"
 PICTURE = RESULTS.with_suffix(".png")
@@ -154,6 +154,27 @@ def measure(
     return made
 
 
+def measure_apart(
+    model: Model, size: Size, given: argparse.Namespace, cache: Path
+) -> list[ModelRecord]:
+    """`measure` in a process of its own, so that all memory is free again for the next; of a large
+    model, in one for each runtime: what took part in several counts as measured in the first."""
+    found: dict[str, ModelRecord] = {}
+    for names in turns(model, given.contenders):
+        try:
+            arguments = (model.name, size, names, given.threads, given.seconds, cache)
+            made = apart(measure, *arguments)
+        except BrokenProcessPool as error:
+            where = (size.batch, size.length, given.threads)
+            made = [
+                ModelRecord(model.name, c.name, c.kind, *where, reason=_reason(error))
+                for c in CONTENDERS
+                if c.name in names
+            ]
+        found = {r.candidate: r for r in made} | found
+    return [found[c.name] for c in CONTENDERS if c.name in found]
+
+
 def _build(contender: Contender, cell: Cell) -> Run:
     """Without what the libraries have to say meanwhile."""
     contender.check()
@@ -276,16 +297,7 @@ def main(arguments: list[str] | None = None) -> list[ModelRecord]:
         with tempfile.TemporaryDirectory() as temporary:
             cache = (given.cache or Path(temporary)).resolve()
             for model, size in given.cells:
-                settings = (given.contenders, given.threads, given.seconds, cache)
-                try:  # in a process of its own, so that all memory is free again for the next
-                    cell = apart(measure, model, size, *settings)
-                except BrokenProcessPool as error:
-                    where = (size.batch, size.length, given.threads)
-                    cell = [
-                        ModelRecord(model, c.name, c.kind, *where, reason=_reason(error))
-                        for c in CONTENDERS
-                        if c.name in given.contenders
-                    ]
+                cell = measure_apart(MODELS[model], size, given, cache)
                 console.print(cell_table(cell))
                 found += cell
         console.print(verdict_table(model_numbers(found)))

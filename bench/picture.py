@@ -29,7 +29,7 @@ def draw(records: Sequence[ModelRecord], path: Path, machine: str) -> None:
         _panel(axes, model, [r for r in timed if r.model == model])
     for axes in list(panels)[len(models) :]:
         axes.axis("off")
-    figure.suptitle(f"Whole models, speed-up over torch fp32; {machine}", fontsize=12)
+    figure.suptitle(f"Speed-up of whole models over torch fp32\n{machine}", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -63,6 +63,7 @@ class Model:
     calibration: int  # how many inputs NNCF sees
     checked: int = 1  # over how many inputs the answers are compared, at least
     embeds: bool = False  # its answers are embeddings: cosines count
+    large: bool = False  # the contenders do not fit into memory together
 
 
 class Encoder(nn.Module):
@@ -243,6 +244,7 @@ MODELS = {
             heads=14,
             hidden=896,
             calibration=8,
+            large=True,
         ),
     )
 }

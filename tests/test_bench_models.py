@@ -265,6 +265,38 @@ def test_a_contender_that_fails_or_errs_is_recorded_with_the_reason(
     assert "no_such_module not installed" in by_name["absent"].reason
 
 
+def test_a_large_model_is_measured_a_runtime_at_a_time() -> None:
+    names = ("torch_fp32", "torch_bf16", "fastinfer_int8", "fastinfer", "openvino_int8")
+    assert contenders.turns(TINY, names) == [names]
+    assert contenders.turns(replace(TINY, large=True), names) == [
+        ("torch_fp32", "torch_bf16", "fastinfer"),
+        ("torch_fp32", "fastinfer_int8", "fastinfer"),
+        ("torch_fp32", "fastinfer", "openvino_int8"),
+    ]
+
+
+def test_a_process_that_dies_leaves_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[str, ...]] = []
+
+    def apart(function: object, *arguments: object) -> list[ModelRecord]:
+        runs.append(arguments[2])
+        if "openvino_fp32" in arguments[2]:
+            raise BrokenProcessPool
+        us = float(len(runs))
+        return [ModelRecord("Qwen2-0.5B", n, "", 1, 128, 1, us) for n in arguments[2]]
+
+    monkeypatch.setattr(models, "apart", apart)
+    given = models.parse(["--contenders", "torch_fp32,fastinfer,openvino_fp32"])
+    found = models.measure_apart(zoo.MODELS["Qwen2-0.5B"], zoo.Size(1, 128), given, Path("x"))
+    assert [(r.candidate, r.median_us) for r in found] == [
+        ("torch_fp32", 1.0),
+        ("fastinfer", 1.0),
+        ("openvino_fp32", 0.0),
+    ]
+    assert "process died" in found[-1].reason
+    assert len(runs) == 3
+
+
 def test_artefacts_are_made_once_and_unfinished_ones_removed(
     tiny: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
