@@ -135,7 +135,9 @@ def torch_bf16(cell: Cell) -> Run:
     return call_bf16(cell.bf16, cell)
 
 
-def compiled(module: nn.Module, backend: str = "inductor") -> Callable[..., torch.Tensor]:
+def compiled(
+    module: nn.Module, backend: str | Callable[..., Any] = "inductor"
+) -> Callable[..., torch.Tensor]:
     """torch.compile, for static shapes, of a function that calls the module. What dynamo compiles
     belongs to a code object: one of its own, or it would be found again for every other contender
     that differs in options only."""

@@ -265,6 +265,23 @@ def test_a_contender_that_fails_or_errs_is_recorded_with_the_reason(
     assert "no_such_module not installed" in by_name["absent"].reason
 
 
+def test_each_contender_is_compiled_for_itself(tiny: Cell) -> None:
+    """Options of the second must not be lost to what the first compiled."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.inference_mode():
+        want = tiny.fp32(**tiny.inputs)
+        for count in (1, 2):
+            run = contenders.call(contenders.compiled(tiny.fp32, backend), tiny)
+            assert torch.equal(run(), want)
+            assert torch.equal(run(), want)
+            assert len(graphs) == count
+
+
 def test_a_large_model_is_measured_a_runtime_at_a_time() -> None:
     names = ("torch_fp32", "torch_bf16", "fastinfer_int8", "fastinfer", "openvino_int8")
     assert contenders.turns(TINY, names) == [names]
