@@ -35,7 +35,7 @@ Tensor linear_w8a8_cat(const Tensor& x, const std::vector<Tensor>& w_packed,
   p.weight_count = int64_t(count);
   p.activation = parse_activation(kOp, activation);
   const LinearInput input(kOp, x, x_scale, x_offset, weights[0].packed.k, &p);
-  return run_linear(kOp, x, n, check_out_dtype(kOp, x, out_dtype), &p);
+  return run_linear(kOp, x, n, input.out_dtype(kOp, out_dtype), &p);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scal
   p.weight_count = 1;
   p.activation = parse_activation(kOp, activation);
   const LinearInput input(kOp, x, x_scale, x_offset, weight.packed.k, &p);
-  const ScalarType out_type = check_out_dtype(kOp, x, out_dtype);
+  const ScalarType out_type = input.out_dtype(kOp, out_dtype);
   std::optional<Rows> residual_rows;
   if (residual) {
     check_cpu(kOp, "residual", *residual);

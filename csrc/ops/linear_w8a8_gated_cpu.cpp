@@ -25,7 +25,7 @@ Tensor linear_w8a8_gated(const Tensor& x, const Tensor& gate_packed, const Tenso
   p.gated = true;
   p.activation = parse_activation(kOp, activation);
   const LinearInput input(kOp, x, x_scale, x_offset, gate.k, &p);
-  return run_linear(kOp, x, gate.n, check_out_dtype(kOp, x, out_dtype), &p);
+  return run_linear(kOp, x, gate.n, input.out_dtype(kOp, out_dtype), &p);
 }
 
 }  // namespace
