@@ -201,5 +201,5 @@ def test_a_tiny_run_of_the_norms(tmp_path: Path) -> None:
     ours = [r for r in found if r.candidate == "sum, int8 rows"]
     assert len(ours) == 2
     for r in ours:  # two reads and a write of bfloat16; int8, scale and offset
-        assert r.value * r.median_us == pytest.approx(70 * (3 * 2 * 48 + 48 + 8) * 1e6)
+        assert r.value * r.median_us == pytest.approx(70 * (3 * 2 * 48 + 48 + 8) * 1e6, rel=1e-3)
         assert 0 < r.relative_error < 1e-2
