@@ -117,6 +117,16 @@ void check_lanes() {
   CHECK(ScalarVec::round(1.0f + 3 * 0x1p-8f, DType::bf16) == 1.0f + 0x1p-6f);
   CHECK(ScalarVec::round(1.0f + 0x1p-11f, DType::f16) == 1.0f);
   CHECK(ScalarVec::round(0.1f, DType::f32) == 0.1f);
+  bool stored = true;
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (float v : {0.1f, -3.3f, 70000.0f, 0x1p-20f, 0.0f}) {
+      uint32_t bits = 0;
+      const float returned = ScalarVec::store(&bits, dtype, v);
+      stored = stored && returned == ScalarVec::load(static_cast<const void*>(&bits), dtype) &&
+               returned == ScalarVec::round(v, dtype);
+    }
+  }
+  CHECK(stored);
   bool nearest = true;
   for (int i = -254; i <= 254; ++i) {
     const float v = float(i) * 0.5f;

@@ -79,13 +79,11 @@ struct Destination {
       : row(out == nullptr ? nullptr : static_cast<char*>(out) + m * row_bytes),
         stream(may_stream && reinterpret_cast<uintptr_t>(row) % 64 == 0) {}
 
-  void store(int64_t i, typename V::F v, int n) const {
+  // Returns v rounded, as it is stored.
+  typename V::F store(int64_t i, typename V::F v, int n) const {
+    if (row == nullptr) return V::round(v, kType);
     char* p = row + i * size_of(kType);
-    if (stream && n == V::width) {
-      V::stream(p, kType, v);
-    } else {
-      V::store(p, kType, v, n);
-    }
+    return stream && n == V::width ? V::stream(p, kType, v) : V::store(p, kType, v, n);
   }
 };
 
@@ -115,9 +113,7 @@ inline float read_row(const Norm& p, int64_t m) {
     const char* residual = static_cast<const char*>(p.residual) + m * p.residual_ld_bytes;
     const Destination<V, kType> out(p.sum, p.k * size_of(kType), m, p.stream);
     for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
-      const F s = V::round(V::add(load(x, i, n), load(residual, i, n)), kType);
-      if (out.row != nullptr) out.store(i, s, n);
-      take(i, j, n, s);
+      take(i, j, n, out.store(i, V::add(load(x, i, n), load(residual, i, n)), n));
     });
   }
   return sum.total();
@@ -168,8 +164,7 @@ inline RowRange write_row(const Norm& p, int64_t m, float mean, float rstd) {
     z = V::mul(z, factor);
     const F weight = p.weight == nullptr ? one : parameter(p.weight, p.weight_dtype, i, n);
     const F bias = p.bias == nullptr ? zero : parameter(p.bias, p.bias_dtype, i, n);
-    const F y = V::round(V::fma(z, weight, bias), kType);
-    if (out.row != nullptr) out.store(i, y, n);
+    const F y = out.store(i, V::fma(z, weight, bias), n);
     if (p.scale != nullptr) {
       V::store(p.scratch + i, DType::f32, y);
       const F less = V::min(y, low), more = V::max(y, high), nan = V::fma(y, zero, not_finite);

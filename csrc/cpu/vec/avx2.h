@@ -60,7 +60,7 @@ struct Avx2Vec {
     const __m128i half = load_halves(p, n);
     return dtype == DType::bf16 ? from_bf16(half) : _mm256_cvtph_ps(half);
   }
-  static void store(void* p, DType dtype, F v, int n = width) {
+  static F store(void* p, DType dtype, F v, int n = width) {
     if (dtype == DType::f32) {
       float* out = static_cast<float*>(p);
       if (n == width) {
@@ -68,35 +68,27 @@ struct Avx2Vec {
       } else {
         _mm256_maskstore_ps(out, lanes(n), v);
       }
-      return;
+      return v;
     }
-    const __m128i half = dtype == DType::bf16
-                             ? to_bf16(v)
-                             : _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const Rounded r = to_half(v, dtype);
     if (n == width) {
-      _mm_storeu_si128(static_cast<__m128i*>(p), half);
+      _mm_storeu_si128(static_cast<__m128i*>(p), r.half);
     } else {
       alignas(16) uint16_t tail[8];
-      _mm_store_si128(reinterpret_cast<__m128i*>(tail), half);
+      _mm_store_si128(reinterpret_cast<__m128i*>(tail), r.half);
       std::memcpy(p, tail, size_t(n) * 2);
     }
+    return r.value;
   }
-
-  static F round(F v, DType dtype) {
-    if (dtype == DType::f32) return v;
-    return dtype == DType::bf16
-               ? from_bf16(to_bf16(v))
-               : _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-  static void stream(void* p, DType dtype, F v) {
+  static F round(F v, DType dtype) { return dtype == DType::f32 ? v : to_half(v, dtype).value; }
+  static F stream(void* p, DType dtype, F v) {
     if (dtype == DType::f32) {
       _mm256_stream_ps(static_cast<float*>(p), v);
-    } else {
-      _mm_stream_si128(static_cast<__m128i*>(p),
-                       dtype == DType::bf16
-                           ? to_bf16(v)
-                           : _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      return v;
     }
+    const Rounded r = to_half(v, dtype);
+    _mm_stream_si128(static_cast<__m128i*>(p), r.half);
+    return r.value;
   }
   static void fence() { _mm_sfence(); }
 
@@ -133,15 +125,25 @@ struct Avx2Vec {
   static F from_bf16(__m128i half) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
-  static __m128i to_bf16(F v) {
+
+  struct Rounded {
+    __m128i half;
+    F value;  // of half
+  };
+  static Rounded to_half(F v, DType dtype) {
+    if (dtype == DType::f16) {
+      const __m128i half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      return {half, _mm256_cvtph_ps(half)};
+    }
     const __m256i u = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i nan = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
     const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i bits = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, is_nan), 16);
-    const __m256i packed = _mm256_packus_epi32(bits, bits);
-    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+    const __m256i bits = _mm256_blendv_epi8(rounded, nan, is_nan);
+    const __m256i high = _mm256_srli_epi32(bits, 16), packed = _mm256_packus_epi32(high, high);
+    return {_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
   }
 };
 

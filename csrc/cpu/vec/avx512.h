@@ -49,40 +49,32 @@ struct Avx512Vec {
                                     : _mm256_maskz_loadu_epi16(lanes(n), p);
     return dtype == DType::bf16 ? from_bf16(half) : _mm512_cvtph_ps(half);
   }
-  static void store(void* p, DType dtype, F v, int n = width) {
+  static F store(void* p, DType dtype, F v, int n = width) {
     if (dtype == DType::f32) {
       if (n == width) {
         _mm512_storeu_ps(p, v);
       } else {
         _mm512_mask_storeu_ps(p, lanes(n), v);
       }
-      return;
+      return v;
     }
-    const __m256i half = dtype == DType::bf16
-                             ? to_bf16(v)
-                             : _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const Rounded r = to_half(v, dtype);
     if (n == width) {
-      _mm256_storeu_si256(static_cast<__m256i*>(p), half);
+      _mm256_storeu_si256(static_cast<__m256i*>(p), r.half);
     } else {
-      _mm256_mask_storeu_epi16(p, lanes(n), half);
+      _mm256_mask_storeu_epi16(p, lanes(n), r.half);
     }
+    return r.value;
   }
-
-  static F round(F v, DType dtype) {
-    if (dtype == DType::f32) return v;
-    return dtype == DType::bf16
-               ? from_bf16(to_bf16(v))
-               : _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-  static void stream(void* p, DType dtype, F v) {
+  static F round(F v, DType dtype) { return dtype == DType::f32 ? v : to_half(v, dtype).value; }
+  static F stream(void* p, DType dtype, F v) {
     if (dtype == DType::f32) {
       _mm512_stream_ps(static_cast<float*>(p), v);
-    } else {
-      _mm256_stream_si256(static_cast<__m256i*>(p),
-                          dtype == DType::bf16
-                              ? to_bf16(v)
-                              : _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      return v;
     }
+    const Rounded r = to_half(v, dtype);
+    _mm256_stream_si256(static_cast<__m256i*>(p), r.half);
+    return r.value;
   }
   static void fence() { _mm_sfence(); }
 
@@ -110,14 +102,24 @@ struct Avx512Vec {
   static F from_bf16(__m256i half) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
-  // Not vcvtneps2bf16: that instruction flushes subnormals.
-  static __m256i to_bf16(F v) {
+
+  struct Rounded {
+    __m256i half;
+    F value;  // of half
+  };
+  static Rounded to_half(F v, DType dtype) {
+    if (dtype == DType::f16) {
+      const __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      return {half, _mm512_cvtph_ps(half)};
+    }
+    // Not vcvtneps2bf16: that instruction flushes subnormals.
     const __m512i u = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __m512i bits = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), u,
                                               _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+    return {_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000u))))};
   }
 };
 

@@ -54,18 +54,20 @@ struct NeonVec {
     return dtype == DType::bf16 ? vreinterpretq_f32_u32(vshll_n_u16(half, 16))
                                 : vcvt_f32_f16(vreinterpret_f16_u16(half));
   }
-  static void store(void* p, DType dtype, F v, int n = width) {
+  static F store(void* p, DType dtype, F v, int n = width) {
     if (dtype == DType::f32) {
       float tail[4];
       vst1q_f32(tail, v);
       std::memcpy(p, tail, size_t(n) * 4);
-      return;
+      return v;
     }
     const uint16x4_t half =
         dtype == DType::bf16 ? to_bf16(v) : vreinterpret_u16_f16(vcvt_f16_f32(v));
     uint16_t tail[4];
     vst1_u16(tail, half);
     std::memcpy(p, tail, size_t(n) * 2);
+    return dtype == DType::bf16 ? vreinterpretq_f32_u32(vshll_n_u16(half, 16))
+                                : vcvt_f32_f16(vreinterpret_f16_u16(half));
   }
 
   static F round(F v, DType dtype) {
@@ -74,7 +76,7 @@ struct NeonVec {
                                 : vcvt_f32_f16(vcvt_f16_f32(v));
   }
   // No intrinsic of GCC gives stnp; writing allocates no line where whole lines are written.
-  static void stream(void* p, DType dtype, F v) { store(p, dtype, v); }
+  static F stream(void* p, DType dtype, F v) { return store(p, dtype, v); }
   static void fence() {}
 
   static void store_s8(int8_t* p, F a, F b, F c, F d, int n = 16) {

@@ -47,24 +47,25 @@ struct ScalarVec {
     std::memcpy(&half, p, 2);
     return dtype == DType::bf16 ? from_bits(uint32_t(half) << 16) : from_f16(half);
   }
-  // Rounds to nearest even; a NaN stays a NaN.
-  static void store(void* p, DType dtype, F v, int = 1) {
+  // Rounds to nearest even; a NaN stays a NaN. Returns what was stored.
+  static F store(void* p, DType dtype, F v, int = 1) {
     if (dtype == DType::f32) {
       std::memcpy(p, &v, 4);
-      return;
+      return v;
     }
     const uint16_t half = dtype == DType::bf16 ? to_bf16(v) : to_f16(v);
     std::memcpy(p, &half, 2);
+    return dtype == DType::bf16 ? from_bits(uint32_t(half) << 16) : from_f16(half);
   }
 
-  // To `dtype` and back.
+  // What store returns, without storing.
   static F round(F v, DType dtype) {
     if (dtype == DType::f32) return v;
     return dtype == DType::bf16 ? from_bits(uint32_t(to_bf16(v)) << 16) : from_f16(to_f16(v));
   }
   // `store` of all lanes past the caches where the CPU can, to memory aligned to their size.
   // fence() comes before anybody else reads it.
-  static void stream(void* p, DType dtype, F v) { store(p, dtype, v); }
+  static F stream(void* p, DType dtype, F v) { return store(p, dtype, v); }
   static void fence() {}
 
   // The first n of 4 width integers nearest to a, b, c, d, halves to even; each at most 127 in
