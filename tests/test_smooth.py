@@ -52,6 +52,7 @@ class Model(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(32) if norm is None else norm
         self.a, self.b = nn.Linear(32, 24), nn.Linear(32, 8)
+        self.mha = nn.MultiheadAttention(32, 4, batch_first=True)
         self.read = read or (lambda self, y: torch.cat([self.a(y), self.b(y)], -1))
         with torch.no_grad():
             for parameter in self.norm.parameters():
@@ -205,6 +206,22 @@ class Keeps:
         self.y = y
 
 
+class Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.sum()
+
+
+@torch.jit.script
+def scripted(y: Tensor) -> Tensor:
+    return y.sum()
+
+
+@torch.jit.script
+def scripted_linear(y: Tensor, weight: Tensor) -> Tensor:
+    return torch.nn.functional.linear(y, weight)
+
+
 def stash(m: Model, y: Tensor) -> Tensor:
     m.kept = y[:, 1:]
     return m.a(y)
@@ -250,6 +267,12 @@ LEFT = {
     "norm's weight read": (lambda m, y: m.a(y) * m.norm.weight[0], "its weight is read by"),
     "nobody": (lambda m, y: m.a(torch.ones(32)), "no linear layer reads its output"),
     "kept": (stash, "returned or kept"),
+    "scripted function": (lambda m, y: m.a(y) + scripted(y), "goes to aten.sum"),
+    "scripted product": (lambda m, y: m.a(y) + scripted_linear(y, m.a.weight), "goes to aten."),
+    "vmap": (lambda m, y: m.a(y) + torch.vmap(torch.sum)(y).sum(), "goes to aten.sum"),
+    "own function": (lambda m, y: m.a(y) + Sum.apply(y), "goes to torch.Tensor.sum"),
+    "operator": (lambda m, y: m.a(y) + torch.ops.aten.sum(y), "goes to aten.*sum"),
+    "attention": (lambda m, y: m.a(y) + m.mha(y, y, y)[0].sum(), "multi_head_attention_forward"),
 }
 
 

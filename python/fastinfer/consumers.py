@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastinfer.norms import Norm
@@ -60,7 +61,9 @@ class Consumers(TorchFunctionMode):
 
     Every function of torch that Python calls with such a tensor is seen. Views and copies of it are
     followed; a product by a whole nn.Linear weight is noted with the linear; anything else is its
-    `other`. So is a tensor that outlives the call (`end_call`): the model returned or kept it.
+    `other`. So is an operator that gets the tensor from elsewhere than such a function's arguments
+    (torch.jit.script, torch.vmap, an extension in C++), and a tensor that outlives the call
+    (`end_call`): the model returned or kept it.
     """
 
     def __init__(self, norms: list[Norm], linears: Mapping[str, nn.Linear]) -> None:
@@ -69,6 +72,7 @@ class Consumers(TorchFunctionMode):
         self.weights = {id(m.weight): WeightUse(name, m.weight) for name, m in linears.items()}
         self._owners = {id(p): use for use in self.norms.values() for p in use.norm.parameters}
         self._tracked: Any = WeakTensorKeyDictionary()
+        self._given: set[int] = set()  # ids of the arguments of the function being called
         self._calls: list[tuple[str, nn.Module]] = []  # the modules being called, innermost last
 
     @contextmanager
@@ -82,7 +86,7 @@ class Consumers(TorchFunctionMode):
                     stack.callback(module.register_forward_hook(self._produced).remove)
                 leave = module.register_forward_hook(self._leave, always_call=True)
                 stack.callback(leave.remove)
-            with self:
+            with _Operators(self), self:
                 yield
 
     def end_call(self) -> None:
@@ -123,8 +127,12 @@ class Consumers(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         given = list(_tensors((args, kwargs)))
+        self._given = {id(t) for t in given}
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self._given = set()
         if any(t in self._tracked or id(t) in self.weights or id(t) in self._owners for t in given):
             self._record(func, args, kwargs, given, result)
         return result
@@ -141,6 +149,13 @@ class Consumers(TorchFunctionMode):
         elif name in _VIEWS and args and args[0] in self._tracked:
             source = args[0]
             given = given[1:] if self._follow(source, made, name in _COPIES) else given
+        self._note_readers(given, func)
+
+    def record_operator(self, func: Any, given: list[Tensor]) -> None:
+        """Notes an operator whose arguments are not those of the function being called."""
+        self._note_readers([t for t in given if id(t) not in self._given], func)
+
+    def _note_readers(self, given: list[Tensor], func: Any) -> None:
         for t in given:
             if t in self._tracked:
                 self._note(self._tracked[t].use, f"goes to {self._where(func)}")
@@ -182,11 +197,26 @@ class Consumers(TorchFunctionMode):
         use.other = use.other or f"its output {what}"
 
     def _where(self, func: Any) -> str:
-        text = resolve_name(func) or getattr(func, "__name__", str(func))
+        text = resolve_name(func) or str(func)
         if not self._calls or not self._calls[-1][0]:
             return text
         name, module = self._calls[-1]
         return f"{text} in {name} ({type(module).__name__})"
+
+
+class _Operators(TorchDispatchMode):
+    """Shows every operator that runs to `consumers`."""
+
+    def __init__(self, consumers: Consumers) -> None:
+        super().__init__()
+        self._consumers = consumers
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._consumers.record_operator(func, list(_tensors((args, kwargs))))
+        return func(*args, **kwargs)
 
 
 def _whole(t: Tensor, channels: int) -> bool:
