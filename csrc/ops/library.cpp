@@ -22,6 +22,9 @@ STABLE_TORCH_LIBRARY(fastinfer, m) {
   m.def(
       "rms_norm(Tensor x, Tensor? weight, float eps, Tensor? residual=None, bool emit_fp=True, "
       "bool emit_rows=False) -> (Tensor sum, Tensor y, Tensor q, Tensor scale, Tensor offset)");
+  m.def(
+      "attention(Tensor q, Tensor k, Tensor v, Tensor? mask=None, float? scale=None, "
+      "bool causal=False, int window=0) -> Tensor");
   m.def("quantize_rowwise(Tensor x) -> (Tensor q, Tensor scale)");
   m.def("quantize_rows(Tensor x) -> (Tensor q, Tensor scale, Tensor offset)");
   m.def("rope(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor");

@@ -73,6 +73,7 @@ void test_quantize_rowwise();
 void test_rope();
 void test_pack();
 void test_linear();
+void test_attention();
 void test_linear_forms();
 
 }  // namespace fastinfer::test

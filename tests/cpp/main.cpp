@@ -2,7 +2,8 @@
 //   isa <name> in use                          the best instruction set that selection may take
 //   isa <name> supported | not supported: why
 //   row <kernel> <isa> ran | skipped: why
-// An argument runs one part: arch, vec, norm, gemm, quantize, pack, linear, forms, pool, rope.
+// An argument runs one part: arch, vec, norm, gemm, quantize, pack, linear, forms, attention, pool,
+// rope.
 #include <cstdio>
 #include <cstring>
 
@@ -26,11 +27,17 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } parts[] = {{"arch", test::test_arch},          {"vec", test::test_vec},
-               {"gemm", test::test_gemm_s8s8s32},  {"quantize", test::test_quantize_rowwise},
-               {"pack", test::test_pack},          {"linear", test::test_linear},
-               {"forms", test::test_linear_forms}, {"norm", test::test_norm},
-               {"pool", test::test_buffer_pool},   {"rope", test::test_rope}};
+  } parts[] = {{"arch", test::test_arch},
+               {"vec", test::test_vec},
+               {"gemm", test::test_gemm_s8s8s32},
+               {"quantize", test::test_quantize_rowwise},
+               {"pack", test::test_pack},
+               {"linear", test::test_linear},
+               {"forms", test::test_linear_forms},
+               {"norm", test::test_norm},
+               {"attention", test::test_attention},
+               {"pool", test::test_buffer_pool},
+               {"rope", test::test_rope}};
   bool found = argc < 2;
   for (const auto& part : parts) {
     if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;
@@ -38,10 +45,11 @@ int main(int argc, char** argv) {
     part.run();
   }
   if (!found) {
-    std::fprintf(stderr,
-                 "part: got \"%s\", want arch, vec, norm, gemm, quantize, pack, linear, forms, "
-                 "pool or rope\n",
-                 argv[1]);
+    std::fprintf(
+        stderr,
+        "part: got \"%s\", want arch, vec, norm, gemm, quantize, pack, linear, forms, attention, "
+        "pool or rope\n",
+        argv[1]);
     return 2;
   }
   const test::Results& r = test::results();

@@ -1,0 +1,158 @@
+// The loops of an attention task: blocks of keys, blocks of rows, panels, groups.
+//
+// For a block of keys, k is transposed into panels of 64 keys and v copied into chunks of 64
+// elements, so that the tile streams both from L1. For a block of 48 rows: scores of every panel,
+// softmax, then sums; the scores (48 x 256 floats) stay in L2, a panel in L1 for all 8 groups.
+#pragma once
+
+#include "cpu/attention/pack.h"
+#include "cpu/attention/softmax.h"
+#include "cpu/attention/tile.h"
+
+namespace fastinfer::cpu {
+namespace {
+
+// Units of a panel, from its first on, that hold keys of [low, high).
+inline int64_t units_of(int64_t panel_begin, int64_t low, int64_t high) {
+  return low < high ? (high - panel_begin + kUnit - 1) / kUnit : 0;
+}
+
+// Fills units[g][panel] for the block of keys from `first`; returns how many keys of it are seen.
+inline int64_t seen_units(const Attention& p, const Buffers& b, int64_t first) {
+  int64_t keys = 0;
+  for (int64_t panel = 0; panel < kPanels; ++panel) {
+    const int64_t begin = first + panel * kPanel;
+    const char* mask = nullptr;  // the row of the mask that was looked at last, and where
+    int64_t low = 0, high = 0, seen = 0;
+    for (int64_t g = 0; g < b.groups; ++g) {
+      const Row *row = b.rows + b.begin[g], *last = b.rows + b.begin[g + 1] - 1;
+      int64_t units = 0;
+      if (p.mask_kind == MaskKind::none) {  // begin and end grow with the row
+        units = units_of(begin, std::max(begin, row->begin), std::min(begin + kPanel, last->end));
+      }
+      for (; p.mask_kind != MaskKind::none && row <= last; ++row) {
+        const int64_t from = std::max(begin, row->begin), to = std::min(begin + kPanel, row->end);
+        if (mask != row->mask || low != from || high != to) {
+          mask = row->mask, low = from, high = to;
+          seen = units_of(begin, from, to);
+          for (; seen > 0; --seen) {
+            const int64_t unit = begin + (seen - 1) * kUnit;
+            if (mask_shows(p, mask, std::max(from, unit), std::min(to, unit + kUnit))) break;
+          }
+        }
+        units = std::max(units, seen);
+      }
+      b.units[g * kPanels + panel] = uint8_t(units);
+      if (units > 0) keys = std::max(keys, panel * kPanel + units * kUnit);
+    }
+  }
+  return std::min(keys, p.tk - first);
+}
+
+// Whether some row of the group needs mask_row in the block of keys from `first`.
+inline bool some_hidden(const Attention& p, const Row* rows, int64_t count, const uint8_t* units,
+                        int64_t first) {
+  if (p.mask_kind != MaskKind::none) return true;
+  for (int64_t panel = 0; panel < kPanels; ++panel) {
+    if (units[panel] == 0) continue;
+    const int64_t begin = first + panel * kPanel, end = begin + units[panel] * kUnit;
+    // Begin and end grow with the row.
+    if (begin < rows[count - 1].begin || end > rows[0].end) return true;
+  }
+  return false;
+}
+
+template <class T>
+void block_of_rows(const Attention& p, const Buffers& b, int64_t g_begin, int64_t g_end,
+                   int64_t first, int64_t keys_pad, bool finite) {
+  const auto scores = [&](int64_t g) {
+    return b.s + (b.begin[g] - b.begin[g_begin]) * kScoreStride;
+  };
+  const auto count = [&](int64_t g) { return b.begin[g + 1] - b.begin[g]; };
+  for (int64_t panel = 0; panel < kPanels; ++panel) {
+    for (int64_t g = g_begin; g < g_end; ++g) {
+      score_panel<T>(b.q + b.begin[g] * b.head_pad, b.head_pad, b.k + panel * kPanel * b.head_pad,
+                     p.head_dim, count(g), b.units[g * kPanels + panel],
+                     scores(g) + panel * kPanel);
+    }
+  }
+  for (int64_t g = g_begin; g < g_end; ++g) {
+    const uint8_t* units = b.units + g * kPanels;
+    const int64_t r = b.begin[g], n = count(g);
+    if (!(units[0] | units[1] | units[2] | units[3])) continue;
+    if (some_hidden(p, b.rows + r, n, units, first)) {
+      for (int64_t i = 0; i < n; ++i) {
+        mask_row<T>(p, b.rows[r + i], first, units, scores(g) + i * kScoreStride);
+      }
+    }
+    with_constant<kGroup>(n, [&](auto rows) {
+      softmax_rows<T, decltype(rows)::value>(units, scores(g), b.m + r, b.l + r * 16,
+                                             b.o + r * b.head_pad, b.head_pad);
+    });
+  }
+  const int64_t chunks = chunk_count(b.head_pad);
+  for (int64_t c = 0; c < chunks; ++c) {
+    const int64_t unit = chunk_begin(b.head_pad, chunks, c);
+    const int64_t units = chunk_begin(b.head_pad, chunks, c + 1) - unit;
+    const float* v = b.v + unit * kUnit * keys_pad;
+    for (int64_t panel = 0; panel < kPanels; ++panel) {
+      for (int64_t g = g_begin; g < g_end; ++g) {
+        const int64_t keys = b.units[g * kPanels + panel] * kUnit;
+        if (keys == 0) continue;
+        value_panel<T>(scores(g) + panel * kPanel, v + panel * kPanel * units * kUnit, keys,
+                       count(g), units, finite, b.o + b.begin[g] * b.head_pad + unit * kUnit,
+                       b.head_pad);
+      }
+    }
+  }
+}
+
+// out = o / l + 0 for one row.
+template <class T>
+void finish_row(const Attention& p, const AttentionTask& t, const Row& row, const float* o,
+                float* l) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int x = 0; x < half; ++x) l[x] += l[x + half];
+  }
+  const auto sum = T::set1(l[0] == 0.0f ? 1.0f : l[0]);  // 0: a row that sees no key
+  char* out = static_cast<char*>(p.out) + t.batch * p.out_stride.batch +
+              row.head * p.out_stride.head + row.query * p.out_stride.row;
+  for (int64_t d = 0; d < p.head_dim; d += T::width) {
+    const int n = int(std::min<int64_t>(T::width, p.head_dim - d));
+    T::store(out + d * size_of(p.dtype), p.dtype,
+             T::add(T::div(T::load(o + d), sum), T::set1(0.0f)), n);
+  }
+}
+
+template <class T>
+void attention_rows(const Attention& p, const AttentionTask& t) {
+  const int64_t rows = t.row_end - t.row_begin;
+  if (rows <= 0) return;
+  const Buffers b = buffers_of(p, rows, t.scratch);
+  // At most kGroup rows a group, as equal as can be.
+  for (int64_t g = 0; g <= b.groups; ++g) b.begin[g] = rows * g / b.groups;
+  each_row(p, t, [&](int64_t r, const Row& row) {
+    b.rows[r] = row;
+    b.m[r] = kHidden;
+  });
+  std::memset(b.o, 0, size_t(rows * b.head_pad) * 4);
+  std::memset(b.l, 0, size_t(rows * 16) * 4);
+  pack_q<T>(p, t, b, rows);
+  for (int64_t first = b.rows[0].begin / kKeyBlock * kKeyBlock; first < b.rows[rows - 1].end;
+       first += kKeyBlock) {
+    const int64_t keys = seen_units(p, b, first);
+    if (keys == 0) continue;
+    const int64_t keys_pad = round_up_to(keys, kUnit);
+    pack_k<T>(p, t, b, first, keys);
+    const bool finite = pack_v<T>(p, t, b, first, keys, keys_pad);
+    for (int64_t g = 0; g < b.groups; g += kBlockGroups) {
+      block_of_rows<T>(p, b, g, std::min(g + kBlockGroups, b.groups), first, keys_pad, finite);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    finish_row<T>(p, t, b.rows[r], b.o + r * b.head_pad, b.l + r * 16);
+  }
+}
+
+}  // namespace
+}  // namespace fastinfer::cpu

@@ -1,0 +1,118 @@
+// One block of keys of the online softmax, for the rows of a group. Formula: attention.h.
+#pragma once
+
+#include <limits>
+
+#include "cpu/attention/layout.h"
+#include "cpu/vec/math.h"
+
+namespace fastinfer::cpu {
+namespace {
+
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
+constexpr float kLeast = -std::numeric_limits<float>::max();  // below it is -Inf alone
+constexpr float kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Calls body(key) for the first key of every unit that the group has scores of.
+template <class Body>
+inline void each_unit(const uint8_t* units, Body&& body) {
+  for (int64_t panel = 0; panel < kPanels; ++panel) {
+    for (int64_t u = 0; u < units[panel]; ++u) body(panel * kPanel + u * kUnit);
+  }
+}
+
+// Adds the mask and hides what is not visible: key `first` of all is element 0 of s.
+template <class T>
+void mask_row(const Attention& p, const Row& row, int64_t first, const uint8_t* units, float* s) {
+  using F = typename T::F;
+  const F hidden = T::set1(kHidden), zero = T::set1(0.0f), least = T::set1(kLeast);
+  const int64_t element = mask_element_size(p), step = p.mask_per_key ? element : 0;
+  each_unit(units, [&](int64_t unit) {
+#pragma GCC unroll 4
+    for (int64_t j = unit; j < unit + kUnit; j += T::width) {
+      const int64_t key = first + j;
+      F v = T::load(s + j);
+      if (p.mask_kind != MaskKind::none) {
+        const void* at = row.mask + key * step;
+        const int n = step == 0 ? 1 : int(std::clamp<int64_t>(p.tk - key, 0, T::width));
+        if (n > 0) {
+          F m =
+              p.mask_kind == MaskKind::boolean ? T::from_bool(at, n) : T::load(at, p.mask_dtype, n);
+          if (step == 0) {
+            float lanes[T::width];
+            T::store(lanes, DType::f32, m);
+            m = T::set1(lanes[0]);
+          }
+          v = p.mask_kind == MaskKind::boolean ? T::select_lt(zero, m, v, hidden)
+                                               : T::select_lt(m, least, m, T::add(v, m));
+        }
+      }
+      if (key < row.begin || key + T::width > row.end) {
+        const F lane = T::load(kLanes);
+        const float begin = float(std::clamp<int64_t>(row.begin - key, 0, T::width));
+        const float end = float(std::clamp<int64_t>(row.end - key, 0, T::width));
+        v = T::select_lt(lane, T::set1(end), v, hidden);
+        v = T::select_lt(lane, T::set1(begin), hidden, v);
+      }
+      T::store(s + j, DType::f32, v);
+    }
+  });
+}
+
+// s becomes p; m, l and o of the R rows are brought up to this block.
+template <class T, int R>
+void softmax_rows(const uint8_t* units, float* s, float* m, float* l, float* o, int64_t head_pad) {
+  using F = typename T::F;
+  constexpr int kParts = 16 / T::width;
+  F most[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) most[r] = T::set1(kHidden);
+  each_unit(units, [&](int64_t unit) {
+#pragma GCC unroll 4
+    for (int64_t j = unit; j < unit + kUnit; j += T::width) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) most[r] = T::max(T::load(s + r * kScoreStride + j), most[r]);
+    }
+  });
+  float u[R], a[16] = {};
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const float block = T::reduce_max(most[r]), before = m[r];
+    m[r] = block > before ? block : before;
+    u[r] = m[r] < kLeast ? 0.0f : m[r];
+    a[r] = before - u[r];
+  }
+  for (int r = 0; r < R; r += T::width) T::store(a + r, DType::f32, exp<T>(T::load(a + r)));
+  for (int r = 0; r < R; ++r) {
+    float* row = s + r * kScoreStride;
+    const F shift = T::set1(-u[r]);
+    F sum[kParts];
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) sum[part] = T::set1(0.0f);
+    each_unit(units, [&](int64_t unit) {
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; ++part) {
+        float* at = row + unit + part * T::width;
+        const F x = T::load(at);
+        const F e = T::select_lt(x, T::set1(kLeast), T::set1(0.0f), exp<T>(T::add(x, shift)));
+        sum[part] = T::add(sum[part], e);
+        T::store(at, DType::f32, e);
+      }
+    });
+    const F factor = T::set1(a[r]);
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      float* at = l + r * 16 + part * T::width;
+      T::store(at, DType::f32, T::fma(T::load(at), factor, sum[part]));
+    }
+    if (a[r] != 1.0f) {
+      for (int64_t d = 0; d < head_pad; d += T::width) {
+        float* at = o + r * head_pad + d;
+        T::store(at, DType::f32, T::mul(T::load(at), factor));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastinfer::cpu
