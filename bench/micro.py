@@ -81,6 +81,25 @@ def test_quantize_rowwise(benchmark, kernel: str, shape: tuple[int, int]) -> Non
     benchmark.extra_info["gigabytes_per_second"] = x.nbytes / benchmark.stats.stats.median / 1e9
 
 
+@pytest.mark.parametrize("emit_rows", [False, True], ids=["fp", "rows"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("tokens", [1, 128])
+@pytest.mark.parametrize("isa", ISAS)
+def test_act_mul(benchmark, isa: str, tokens: int, activation: str, emit_rows: bool) -> None:
+    """Both halves of one float32 tensor of 11008 columns each."""
+    gate, up = torch.randn(tokens, 2 * 11008).chunk(2, -1)
+    _C.force_isa(isa)
+    benchmark(
+        ops.act_mul,
+        *(gate, up),
+        activation=activation,
+        emit_fp=not emit_rows,
+        emit_rows=emit_rows,
+    )
+    rate = gate.numel() / benchmark.stats.stats.median
+    benchmark.extra_info["elements_per_second"] = rate
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tokens", [1, 512])
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])

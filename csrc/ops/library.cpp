@@ -27,6 +27,9 @@ STABLE_TORCH_LIBRARY(fastinfer, m) {
       "bool causal=False, int window=0) -> Tensor");
   m.def("quantize_rowwise(Tensor x) -> (Tensor q, Tensor scale)");
   m.def("quantize_rows(Tensor x) -> (Tensor q, Tensor scale, Tensor offset)");
+  m.def(
+      "act_mul(Tensor x, Tensor? other, str activation, bool emit_fp=True, "
+      "bool emit_rows=False) -> (Tensor y, Tensor q, Tensor scale, Tensor offset)");
   m.def("rope(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor");
   m.def("pack_w8(Tensor w) -> Tensor");
   m.def("unpack_w8(Tensor w_packed, SymInt n, SymInt k) -> Tensor");

@@ -33,6 +33,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("isa_cap", [] { return isa_cap(); }, "The cap in force (FASTINFER_ISA), \"\" if none.");
   m.def("force_isa", &force_isa, py::arg("name"), "Caps selection at an ISA; \"\" lifts the cap.");
   py::list kernels;
+  bind_act_mul(m, kernels);
   bind_attention(m, kernels);
   bind_gemm_s8s8s32(m, kernels);
   bind_norm(m, kernels);

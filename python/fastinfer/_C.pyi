@@ -79,4 +79,11 @@ def rope(
     dtype: str = "f32",
     table_dtype: str = "f32",
 ) -> NDArray[np.generic]: ...
+def act_mul(
+    kernel: str,
+    x: NDArray[np.generic],
+    other: NDArray[np.generic] | None = None,
+    activation: int = 0,
+    dtype: str = "f32",
+) -> NDArray[np.generic]: ...
 def build_info() -> BuildInfo: ...

@@ -71,6 +71,7 @@ void test_gemm_s8s8s32();
 void test_norm();
 void test_quantize_rowwise();
 void test_rope();
+void test_act_mul();
 void test_pack();
 void test_linear();
 void test_attention();

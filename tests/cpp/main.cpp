@@ -3,7 +3,7 @@
 //   isa <name> supported | not supported: why
 //   row <kernel> <isa> ran | skipped: why
 // An argument runs one part: arch, vec, norm, gemm, quantize, pack, linear, forms, attention, pool,
-// rope.
+// rope, act_mul.
 #include <cstdio>
 #include <cstring>
 
@@ -27,17 +27,12 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } parts[] = {{"arch", test::test_arch},
-               {"vec", test::test_vec},
-               {"gemm", test::test_gemm_s8s8s32},
-               {"quantize", test::test_quantize_rowwise},
-               {"pack", test::test_pack},
-               {"linear", test::test_linear},
-               {"forms", test::test_linear_forms},
-               {"norm", test::test_norm},
-               {"attention", test::test_attention},
-               {"pool", test::test_buffer_pool},
-               {"rope", test::test_rope}};
+  } parts[] = {{"arch", test::test_arch},           {"vec", test::test_vec},
+               {"gemm", test::test_gemm_s8s8s32},   {"quantize", test::test_quantize_rowwise},
+               {"pack", test::test_pack},           {"linear", test::test_linear},
+               {"forms", test::test_linear_forms},  {"norm", test::test_norm},
+               {"attention", test::test_attention}, {"pool", test::test_buffer_pool},
+               {"rope", test::test_rope},           {"act_mul", test::test_act_mul}};
   bool found = argc < 2;
   for (const auto& part : parts) {
     if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;
@@ -48,7 +43,7 @@ int main(int argc, char** argv) {
     std::fprintf(
         stderr,
         "part: got \"%s\", want arch, vec, norm, gemm, quantize, pack, linear, forms, attention, "
-        "pool or rope\n",
+        "pool, rope or act_mul\n",
         argv[1]);
     return 2;
   }

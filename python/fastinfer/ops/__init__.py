@@ -5,6 +5,7 @@ eager mode, under ``torch.inference_mode``, ``torch.compile`` and ``torch.export
 has a gradient. One file an operator, or a pair of inverse ones: check, wrapper, fake kernel.
 """
 
+from fastinfer.ops._act_mul import act_mul
 from fastinfer.ops._attention import MAX_HEAD_DIM, attention
 from fastinfer.ops._common import ACTIVATIONS, MAX_K
 from fastinfer.ops._linear import linear_w8a8
@@ -19,6 +20,7 @@ __all__ = [
     "ACTIVATIONS",
     "MAX_HEAD_DIM",
     "MAX_K",
+    "act_mul",
     "attention",
     "layer_norm",
     "linear_w8a8",
