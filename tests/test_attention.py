@@ -36,7 +36,8 @@ def exact(q, k, v, mask=None, *, scale=None, causal=False, window=0):
     A score carries D + 1 roundings of the sum of |q k| and one of the mask; exp one of its argument
     and 2 of its own, and at most 5 more a block of 256 keys for the factor that rescales; the sums
     of n probabilities n roundings, once in the denominator and once in the values, each relative to
-    a sum of terms of one sign; the division and the output one each.
+    a sum of terms of one sign; the reciprocal, its product and the
+    output one each.
     """
     group = q.shape[1] // k.shape[1]
     q, k, v = q.double(), k.double(), v.double()

@@ -184,7 +184,8 @@ bool sees(const Inputs& in, int64_t b, int64_t h, int64_t i, int64_t j, double* 
 // The result in double within this bound. With u = 2^-24: a score carries d + 1 roundings of
 // sum |qs k| and one of the mask; exp one of its argument and 2 u of its own, or 4 over two blocks
 // (the factor a); sums of n probabilities n roundings, once in l and once in o, each relative to
-// a sum of terms of one sign; the division and the output one each.
+// a sum of terms of one sign; the reciprocal, its product and the output
+// one each.
 void check_against_double(const Inputs& in, const std::vector<uint8_t>& out) {
   const Case& c = in.c;
   const double unit = 0x1p-24;

@@ -18,14 +18,14 @@
 //     l[i,x]  = fma(l[i,x], a, sum over j = x (mod 16) of p[i,j], j ascending)     x < 16
 //     o[i,d]  = o[i,d] * a, then one chain of fused multiply-adds p[i,j] v[j,d], j ascending, over
 //               the keys with s[i,j] != -Inf
-//   out[i,d] = o[i,d] / sum_x l[i,x] + 0    x by halves: x + 8, x + 4, x + 2, x + 1
+//   out[i,d] = fma(o[i,d], 1 / sum_x l[i,x], 0)    x by halves: x + 8, x + 4, x + 2, x + 1
 //
 // exp is that of vec/math.h (never below exp(-87), so p = 0 means a hidden key). Every step rounds
 // to float once, in this order, and no row depends on another: the bits are the same for every
 // kernel, task size and thread count. A row that sees no key is 0. What a hidden key holds in k
 // and v does not matter, NaN included. A NaN or Inf in q, k or v that is visible spreads as the
 // formula says: a NaN score makes its row NaN, a NaN in v[j,d] makes column d of the rows that see
-// j NaN. `+ 0` makes a result that underflows +0, whatever was skipped on the way.
+// j NaN. Adding 0 hides the sign of an o of zero, which depends on what was skipped.
 //
 // The scale is folded into q when q is widened.
 #pragma once

@@ -65,11 +65,11 @@ void attend(const Attention& p, const AttentionTask& t, const Row& row) {
   for (int half = 8; half > 0; half /= 2) {
     for (int x = 0; x < half; ++x) l[x] += l[x + half];
   }
-  const float sum = l[0] == 0.0f ? 1.0f : l[0];
+  const float inverse = 1.0f / (l[0] == 0.0f ? 1.0f : l[0]);
   char* out = static_cast<char*>(p.out) + t.batch * p.out_stride.batch +
               row.head * p.out_stride.head + row.query * p.out_stride.row;
   for (int64_t d = 0; d < p.head_dim; ++d) {
-    ScalarVec::store(out + d * size_of(p.dtype), p.dtype, o[d] / sum + 0.0f);
+    ScalarVec::store(out + d * size_of(p.dtype), p.dtype, ScalarVec::fma(o[d], inverse, 0.0f));
   }
 }
 

@@ -9,39 +9,52 @@ namespace {
 
 constexpr int64_t kChunkUnits = kPanel / kUnit;  // of d, that a chunk of v is wide at most
 
-template <class T>
+// Calls body(std::integral_constant<DType, dtype>).
+template <class Body>
+inline auto with_dtype(DType dtype, Body&& body) {
+  if (dtype == DType::bf16) return body(std::integral_constant<DType, DType::bf16>());
+  if (dtype == DType::f16) return body(std::integral_constant<DType, DType::f16>());
+  return body(std::integral_constant<DType, DType::f32>());
+}
+
+template <class T, DType kType>
 void pack_q(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t rows) {
   const auto scale = T::set1(p.scale);
+  const int64_t head_dim = p.head_dim, head_pad = b.head_pad;
+  float* to = b.q;
+  const auto row_at = [&](int64_t r) {
+    return static_cast<const char*>(p.q) + t.batch * p.q_stride.batch +
+           b.rows[r].head * p.q_stride.head + b.rows[r].query * p.q_stride.row;
+  };
   for (int64_t r = 0; r < rows; ++r) {
-    const char* q = static_cast<const char*>(p.q) + t.batch * p.q_stride.batch +
-                    b.rows[r].head * p.q_stride.head + b.rows[r].query * p.q_stride.row;
-    for (int64_t d = 0; d < p.head_dim; d += T::width) {
-      const int n = int(std::min<int64_t>(T::width, p.head_dim - d));
-      T::store(
-          b.q + r * b.head_pad + d, DType::f32,
-          T::mul(T::load(static_cast<const void*>(q + d * size_of(p.dtype)), p.dtype, n), scale));
+    const char* q = row_at(r);
+    for (int64_t d = 0; d < head_dim; d += T::width) {
+      const int n = int(std::min<int64_t>(T::width, head_dim - d));
+      T::store(to + r * head_pad + d, DType::f32,
+               T::mul(T::load(static_cast<const void*>(q + d * size_of(kType)), kType, n), scale));
     }
   }
 }
 
 // Keys [first, first + n). Lanes past n, up to a multiple of the vector, are zero.
-template <class T>
+template <class T, DType kType>
 void pack_k(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t first,
             int64_t n) {
   constexpr int kW = T::width;
+  const int64_t head_dim = p.head_dim, step = p.k_stride.row;
   const char* k = static_cast<const char*>(p.k) + t.batch * p.k_stride.batch +
                   t.kv_head * p.k_stride.head + first * p.k_stride.row;
   for (int64_t j = 0; j < round_up_to(n, kUnit); j += kW) {
     float* to = b.k + j / kPanel * kPanel * b.head_pad + j % kPanel;
-    for (int64_t d = 0; d < p.head_dim; d += kW) {
-      const int wide = int(std::min<int64_t>(kW, p.head_dim - d));
+    for (int64_t d = 0; d < head_dim; d += kW) {
+      const int wide = int(std::min<int64_t>(kW, head_dim - d));
       typename T::F lanes[kW];
 #pragma GCC unroll 16
       for (int i = 0; i < kW; ++i) {
-        lanes[i] = j + i < n ? T::load(static_cast<const void*>(k + (j + i) * p.k_stride.row +
-                                                                d * size_of(p.dtype)),
-                                       p.dtype, wide)
-                             : T::set1(0.0f);
+        lanes[i] = j + i < n
+                       ? T::load(static_cast<const void*>(k + (j + i) * step + d * size_of(kType)),
+                                 kType, wide)
+                       : T::set1(0.0f);
       }
       T::transpose(lanes);
 #pragma GCC unroll 16
@@ -59,24 +72,25 @@ inline int64_t chunk_count(int64_t head_pad) {
 }
 
 // Keys [first, first + n), and zeros up to a multiple of a unit. Returns whether all are finite.
-template <class T>
+template <class T, DType kType>
 bool pack_v(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t first, int64_t n,
             int64_t keys) {
   const char* v = static_cast<const char*>(p.v) + t.batch * p.v_stride.batch +
                   t.kv_head * p.v_stride.head + first * p.v_stride.row;
-  const int64_t chunks = chunk_count(b.head_pad), size = size_of(p.dtype);
+  const int64_t chunks = chunk_count(b.head_pad), size = size_of(kType);
+  const int64_t head_dim = p.head_dim, step = p.v_stride.row;
   auto poison = T::set1(0.0f);  // 0 * x is 0 unless x is Inf or NaN
   for (int64_t c = 0; c < chunks; ++c) {
     const int64_t begin = chunk_begin(b.head_pad, chunks, c) * kUnit;
     const int64_t end = chunk_begin(b.head_pad, chunks, c + 1) * kUnit;
     float* to = b.v + begin * keys;
     for (int64_t j = 0; j < round_up_to(n, kUnit); ++j) {
-      const char* row = v + j * p.v_stride.row;
-      const int64_t last = j < n ? std::min(end, p.head_dim) : begin;
+      const char* row = v + j * step;
+      const int64_t last = j < n ? std::min(end, head_dim) : begin;
       int64_t d = begin;
       for (; d < last; d += T::width, to += T::width) {
         const int wide = int(std::min<int64_t>(T::width, last - d));
-        const auto x = T::load(static_cast<const void*>(row + d * size), p.dtype, wide);
+        const auto x = T::load(static_cast<const void*>(row + d * size), kType, wide);
         poison = T::fma(x, T::set1(0.0f), poison);
         T::store(to, DType::f32, x);
       }

@@ -107,20 +107,20 @@ void block_of_rows(const Attention& p, const Buffers& b, int64_t g_begin, int64_
   }
 }
 
-// out = o / l + 0 for one row.
-template <class T>
+// out = o * (1 / l) + 0 for one row.
+template <class T, DType kType>
 void finish_row(const Attention& p, const AttentionTask& t, const Row& row, const float* o,
                 float* l) {
   for (int half = 8; half > 0; half /= 2) {
     for (int x = 0; x < half; ++x) l[x] += l[x + half];
   }
-  const auto sum = T::set1(l[0] == 0.0f ? 1.0f : l[0]);  // 0: a row that sees no key
+  const auto inverse = T::set1(1.0f / (l[0] == 0.0f ? 1.0f : l[0]));  // 0: a row that sees no key
   char* out = static_cast<char*>(p.out) + t.batch * p.out_stride.batch +
               row.head * p.out_stride.head + row.query * p.out_stride.row;
-  for (int64_t d = 0; d < p.head_dim; d += T::width) {
-    const int n = int(std::min<int64_t>(T::width, p.head_dim - d));
-    T::store(out + d * size_of(p.dtype), p.dtype,
-             T::add(T::div(T::load(o + d), sum), T::set1(0.0f)), n);
+  const int64_t head_dim = p.head_dim;
+  for (int64_t d = 0; d < head_dim; d += T::width) {
+    const int n = int(std::min<int64_t>(T::width, head_dim - d));
+    T::store(out + d * size_of(kType), kType, T::fma(T::load(o + d), inverse, T::set1(0.0f)), n);
   }
 }
 
@@ -137,21 +137,25 @@ void attention_rows(const Attention& p, const AttentionTask& t) {
   });
   std::memset(b.o, 0, size_t(rows * b.head_pad) * 4);
   std::memset(b.l, 0, size_t(rows * 16) * 4);
-  pack_q<T>(p, t, b, rows);
+  with_dtype(p.dtype, [&](auto type) { pack_q<T, decltype(type)::value>(p, t, b, rows); });
   for (int64_t first = b.rows[0].begin / kKeyBlock * kKeyBlock; first < b.rows[rows - 1].end;
        first += kKeyBlock) {
     const int64_t keys = seen_units(p, b, first);
     if (keys == 0) continue;
     const int64_t keys_pad = round_up_to(keys, kUnit);
-    pack_k<T>(p, t, b, first, keys);
-    const bool finite = pack_v<T>(p, t, b, first, keys, keys_pad);
+    const bool finite = with_dtype(p.dtype, [&](auto type) {
+      pack_k<T, decltype(type)::value>(p, t, b, first, keys);
+      return pack_v<T, decltype(type)::value>(p, t, b, first, keys, keys_pad);
+    });
     for (int64_t g = 0; g < b.groups; g += kBlockGroups) {
       block_of_rows<T>(p, b, g, std::min(g + kBlockGroups, b.groups), first, keys_pad, finite);
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    finish_row<T>(p, t, b.rows[r], b.o + r * b.head_pad, b.l + r * 16);
-  }
+  with_dtype(p.dtype, [&](auto type) {
+    for (int64_t r = 0; r < rows; ++r) {
+      finish_row<T, decltype(type)::value>(p, t, b.rows[r], b.o + r * b.head_pad, b.l + r * 16);
+    }
+  });
 }
 
 }  // namespace
