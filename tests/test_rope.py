@@ -1,5 +1,7 @@
 """fastinfer::rope against its formula: float64 with a derived bound, and torch's float32 bits."""
 
+import itertools
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -63,9 +65,8 @@ def example(randn, shape, dtype=torch.float32, table_dtype=torch.float32, lead=(
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("dtype", "table_dtype"), DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_float64_and_the_bits_of_torch(isa, shape, dtype, table_dtype, interleaved, randn):
-    for lead in [(), (1,), shape[:1]]:
+def test_against_float64_and_the_bits_of_torch(isa, dtype, table_dtype, interleaved, randn):
+    for shape, lead in [(s, lead) for s in SHAPES for lead in [(), (1,), s[:1]]]:
         x, cos, sin = example(randn, shape, dtype, table_dtype, lead)
         y = ops.rope(x, cos, sin, interleaved=interleaved)
         assert (y.shape, y.dtype) == (x.shape, dtype)
@@ -135,16 +136,15 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("strided", STRIDED.values(), ids=STRIDED)
-def test_strides_of_x_change_nothing(isa, strided, dtype, interleaved, randn):
-    x = strided(lambda *shape: randn(*shape).to(dtype))
-    for table in TABLES.values():
-        cos, sin = table(randn), table(randn)
-        y = ops.rope(x, cos, sin, interleaved=interleaved)
-        assert same_bits(y, formula(x, cos, sin, interleaved).to(dtype))
-        assert y.transpose(1, 2).is_contiguous()
+def test_strides_change_nothing(isa, strided, randn):
+    tables = [(table(randn), table(randn)) for table in TABLES.values()]
+    for dtype, interleaved in itertools.product(FLOATS, [False, True]):
+        x = strided(lambda *shape, dtype=dtype: randn(*shape).to(dtype))
+        for cos, sin in tables:
+            y = ops.rope(x, cos, sin, interleaved=interleaved)
+            assert same_bits(y, formula(x, cos, sin, interleaved).to(dtype))
+            assert y.transpose(1, 2).is_contiguous()
 
 
 def test_x_is_not_copied(randn):
@@ -179,19 +179,19 @@ def test_threads_share_tokens(isa, interleaved, randn):
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_inf_stay_within_their_pair(isa, poison, dtype, interleaved, randn):
+def test_nan_and_inf_stay_within_their_pair(isa, dtype, interleaved, randn):
     x, cos, sin = example(randn, (2, 3, 5, 40, 36), dtype)
     clean = ops.rope(x, cos, sin, interleaved=interleaved)
-    x[1, 2, 3, 5], x[0, 0, 0, 38] = poison, poison
-    y = ops.rope(x, cos, sin, interleaved=interleaved)
-    touched = torch.zeros(y.shape, dtype=torch.bool)
+    touched = torch.zeros(x.shape, dtype=torch.bool)
     touched[1, 2, 3, [4, 5] if interleaved else [5, 23]] = True
     touched[0, 0, 0, 38] = True
-    assert torch.equal(~y.isfinite(), touched)
-    assert torch.equal(y[~touched], clean[~touched])
-    want = formula(x, cos, sin, interleaved).to(dtype)
-    assert torch.equal(y.nan_to_num(1.5), want.nan_to_num(1.5))
+    for poison in [float("nan"), float("inf"), -float("inf")]:
+        x[1, 2, 3, 5], x[0, 0, 0, 38] = poison, poison
+        y = ops.rope(x, cos, sin, interleaved=interleaved)
+        assert torch.equal(~y.isfinite(), touched)
+        assert torch.equal(y[~touched], clean[~touched])
+        want = formula(x, cos, sin, interleaved).to(dtype)
+        assert torch.equal(y.nan_to_num(1.5), want.nan_to_num(1.5))
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 3, 8, 8), (2, 0, 3, 8, 8), (2, 2, 0, 8, 8)], ids=str)
@@ -238,14 +238,20 @@ def rotate(x, cos, sin):
 def test_compiled_for_every_shape(randn):
     torch.compiler.reset()
     compiled = torch.compile(rotate, fullgraph=True, dynamic=True, backend="aot_eager")
-    for b, t in [(2, 5), (3, 7), (1, 1), (4, 2)]:
+    for b, t in [(2, 5), (3, 7), (1, 1)]:
         x, cos, sin = randn(b, t, 48), randn(t, 12), randn(t, 12)
         assert same_bits(compiled(x, cos, sin), rotate(x, cos, sin))
 
 
-@pytest.mark.parametrize("lead", [(), (2,)], ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 5, 24, 16), (2, 0, 3, 8, 8), (2, 2, 1, 8, 6)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "lead"),
+    [
+        ((2, 3, 5, 24, 16), torch.float32, ()),
+        ((2, 0, 3, 8, 8), torch.bfloat16, ()),
+        ((2, 2, 1, 8, 6), torch.float16, (2,)),
+    ],
+    ids=str,
+)
 def test_opcheck(shape, dtype, lead, randn):
     arguments = (*example(randn, shape, dtype, lead=lead), lead == ())
     results = torch.library.opcheck(torch.ops.fastinfer.rope.default, arguments)
