@@ -7,6 +7,7 @@ from fastinfer.calibrate import calibrate
 from fastinfer.calibration import Calibration
 from fastinfer.compare import Comparison, compare
 from fastinfer.config import Int8Dynamic, Int8Static
+from fastinfer.fuse import Fusion, fuse_
 from fastinfer.info import show_config
 from fastinfer.nn import quantize_linear
 from fastinfer.quantize import quantize_
@@ -19,6 +20,7 @@ __version__ = version("fastinfer")
 __all__ = [
     "Calibration",
     "Comparison",
+    "Fusion",
     "Int8Dynamic",
     "Int8Static",
     "Smoothing",
@@ -26,6 +28,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "compare",
+    "fuse_",
     "nn",
     "ops",
     "quantize_",

@@ -14,6 +14,7 @@ from fastinfer.calibration import InputRange
 from fastinfer.candidates import ALREADY, FilterFn, Layer, find_layers, group_tied
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import other_bytes, tensor_bytes
+from fastinfer.fuse import fuse_
 from fastinfer.guard import Timing, time_layers, verdict
 from fastinfer.nn import QuantizedLinear
 from fastinfer.observe import check_inputs
@@ -31,6 +32,7 @@ def quantize_(
     *,
     filter_fn: FilterFn | None = None,
     example_inputs: Any = None,
+    fuse: bool = False,
     progress: bool | None = None,
 ) -> Summary:
     """Replaces the nn.Linear layers of `model`, in place, by int8 ones; says what became of each.
@@ -40,8 +42,9 @@ def quantize_(
     False leaves that layer as it is. example_inputs: what the model is called with: a tensor, a
     tuple of positional arguments or a dict of keyword arguments. With it, the model runs once, and
     a layer is replaced only if, on this machine and at the shapes that reach it in that run, int8
-    is not slower; one that is not reached stays float. progress: True or False shows or hides the
-    bar; None shows it on a terminal if the work is long.
+    is not slower; one that is not reached stays float. fuse: whether to call fuse_ on the model as
+    well; the summary's `fusion` is what it returns. progress: True or False shows or hides the bar;
+    None shows it on a terminal if the work is long.
 
     Left alone, each with its reason in the summary: subclasses of nn.Linear, parametrised layers,
     layers with hooks or with a forward of their own, layers that filter_fn rejects, dtypes other
@@ -92,7 +95,8 @@ def quantize_(
             for parent, attribute in layer.places:
                 setattr(parent, attribute, made[layer.module])
     _close_fused_paths(model)
-    return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model))
+    fusion = fuse_(model, example_inputs) if fuse else None
+    return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model), fusion)
 
 
 def _check(model: object, config: object, filter_fn: object, example_inputs: object) -> None:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fastinfer.fuse import Fusion
 from fastinfer.render import Printable, format_bytes, group_like, without_numbers
 
 
@@ -34,15 +35,22 @@ class Summary(Printable):
 
     `rows`: every row. `bytes_before`, `bytes_after`: parameters and buffers of the model, shared
     ones once. `others`: bytes of the parameters outside linear layers, by module type.
+    `fusion`: what `fuse_` found, if it was asked for.
     """
 
     def __init__(
-        self, rows: Iterable[Row], bytes_before: int, bytes_after: int, others: dict[str, int]
+        self,
+        rows: Iterable[Row],
+        bytes_before: int,
+        bytes_after: int,
+        others: dict[str, int],
+        fusion: Fusion | None = None,
     ) -> None:
         self.rows = tuple(rows)
         self.bytes_before = bytes_before
         self.bytes_after = bytes_after
         self.others = dict(others)
+        self.fusion = fusion
 
     @property
     def quantized(self) -> tuple[Row, ...]:
@@ -67,6 +75,7 @@ class Summary(Printable):
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "other_bytes": dict(self.others),
+            "fusion": None if self.fusion is None else self.fusion.to_dict(),
         }
 
     def __repr__(self) -> str:
@@ -106,7 +115,8 @@ class Summary(Printable):
                 cells.append(line.ms())
             table.add_row(*cells, style=None if first.scheme else "dim")
         note = "\nLike layers share a line: size and ms are of all, the SQNR is of the worst."
-        return Group(table, Text(self._totals() + (note if len(lines) < len(self.rows) else "")))
+        totals = Text(self._totals() + (note if len(lines) < len(self.rows) else ""))
+        return Group(table, totals) if self.fusion is None else Group(table, totals, self.fusion)
 
     def _totals(self) -> str:
         text = (

@@ -1,0 +1,172 @@
+"""Attention: torch's own operator, and the same written out with a softmax."""
+
+from typing import Any
+
+import torch
+from torch import SymFloat
+from torch.fx import Graph, Node
+
+from fastinfer.graph.emit import call, fastinfer, replace
+from fastinfer.graph.match import (
+    Expr,
+    arguments,
+    aten,
+    is_last,
+    is_op,
+    is_tensor,
+    number_and_node,
+    only_user,
+    operands,
+    same_sizes,
+    value,
+)
+from fastinfer.graph.norms import FLOATS
+
+LARGEST_HEAD = 256
+
+
+def fuse_attention(graph: Graph) -> dict[str, int]:
+    made = 0
+    for node in list(graph.nodes):
+        if is_op(node, aten.scaled_dot_product_attention.default):
+            made += _replace_operator(graph, node)
+        elif is_op(node, aten.softmax.int, aten._softmax.default):
+            made += _replace_parts(graph, node)
+    return {"attention": made}
+
+
+def _replace_operator(graph: Graph, node: Expr) -> bool:
+    a = arguments(node)
+    if a["dropout_p"] != 0:
+        return False
+    q, k, v = a["query"], _plain_heads(a["key"]), _plain_heads(a["value"])
+    mask = a["attn_mask"]
+    if not _fits(q, k, v, mask) or not _heads_divide(q, k, v, node):
+        return False
+    scale = a["scale"]
+    replace(
+        graph,
+        node,
+        call(
+            graph,
+            *(node, node, fastinfer.attention.default, q, k, v),
+            *(mask, scale, bool(a["is_causal"])),
+        ),
+    )
+    return True
+
+
+def _plain_heads(t: Any) -> Expr:
+    """The keys or values behind copies made of them: for each query head of a group, or to make
+    them contiguous; the kernel needs neither."""
+    while isinstance(t, Node):
+        if is_op(t, aten.contiguous.default, aten.clone.default) and not t.kwargs:
+            t = t.args[0]
+        elif is_op(t, aten.reshape.default, aten.view.default) and _repeated(t) is not None:
+            t = _repeated(t)
+        else:
+            break
+    return t
+
+
+def _repeated(node: Expr) -> Expr:
+    """x [B, H, T, D] if the node is x with each head n times in a row."""
+    expand = node.args[0]
+    if not is_op(expand, aten.expand.default):
+        return None
+    unsqueeze = expand.args[0]
+    if not is_op(unsqueeze, aten.unsqueeze.default) or unsqueeze.args[1] != 2:
+        return None
+    x = unsqueeze.args[0]
+    if value(x).dim() != 4 or value(node).dim() != 4:
+        return None
+    batch, heads, length, size = value(x).shape
+    copies = value(expand).shape[2]
+    same = same_sizes(value(node).shape, [batch, heads * copies, length, size])
+    return x if same else None
+
+
+def _fits(q: Expr, k: Expr, v: Expr, mask: Expr) -> bool:
+    tensors = [value(t) for t in (q, k, v)]
+    if any(t is None or t.dim() != 4 or t.dtype not in FLOATS for t in tensors):
+        return False
+    if len({t.dtype for t in tensors}) != 1:
+        return False
+    size = tensors[0].shape[-1]
+    if not isinstance(size, int) or not 1 <= size <= LARGEST_HEAD:
+        return False
+    if any(not same_sizes([t.shape[-1]], [size]) for t in tensors):
+        return False
+    if not same_sizes(tensors[1].shape[:3], tensors[2].shape[:3]):
+        return False
+    if mask is None:
+        return True
+    m = value(mask)
+    return m is not None and m.dtype in (torch.bool, torch.float32, tensors[0].dtype)
+
+
+def _heads_divide(q: Expr, k: Expr, v: Expr, out: Expr) -> bool:
+    """Whether the batches are one and the heads of q a multiple of those of k."""
+    a, b, o = value(q).shape, value(k).shape, value(out).shape
+    plain = all(isinstance(n, int) and n > 0 for n in (a[1], b[1]))
+    return plain and a[1] % b[1] == 0 and same_sizes(a[:1], b[:1]) and same_sizes(o, a)
+
+
+def _replace_parts(graph: Graph, softmax: Expr) -> bool:
+    """softmax(q k^T * scale + mask, -1) v, of [B, H, T, D] tensors, with nothing else reading the
+    scores or the weights."""
+    a = arguments(softmax)
+    if not is_last(a["dim"], softmax) or value(softmax).dim() != 4:
+        return False
+    weights = softmax
+    user = only_user(weights)
+    while user is not None and is_op(user, aten.to.dtype):
+        weights, user = user, only_user(user)
+    if user is None or not is_op(user, aten.matmul.default) or user.args[0] is not weights:
+        return False
+    scores = a["self"]
+    while is_op(scores, aten.to.dtype) and only_user(scores) is not None:
+        scores = scores.args[0]
+    mask = None
+    pair = operands(scores, aten.add.Tensor)
+    if pair is not None and only_user(scores) is not None:
+        products = [p for p in pair if _product(p) is not None]
+        if len(products) != 1 or not all(is_tensor(p) for p in pair):
+            return False
+        mask = pair[1] if products[0] is pair[0] else pair[0]
+        scores = products[0]
+    found = _product(scores)
+    if found is None:
+        return False
+    q, k, scale = found
+    v = _plain_heads(user.args[1])
+    q, k = _plain_heads(q), _plain_heads(k)
+    if not _fits(q, k, v, mask) or not _heads_divide(q, k, v, user):
+        return False
+    made = call(graph, user, user, fastinfer.attention.default, q, k, v, mask, scale)
+    replace(graph, user, made)
+    return True
+
+
+def _product(node: Expr) -> tuple[Expr, Expr, float] | None:
+    """q, k, scale of q k^T * scale, which only one other node reads."""
+    if not isinstance(node, Node) or only_user(node) is None:
+        return None
+    scale: float = 1.0
+    if is_op(node, aten.mul.Tensor):
+        pair = number_and_node(node, aten.mul.Tensor)
+        if pair is None:
+            return None
+        scale, node = pair
+    elif is_op(node, aten.div.Tensor):
+        by = node.args[1]
+        if not isinstance(by, int | float) or isinstance(by, SymFloat) or by == 0:
+            return None
+        scale, node = 1.0 / by, node.args[0]
+    if not is_op(node, aten.matmul.default):
+        return None
+    q, turned = node.args
+    if not is_op(turned, aten.transpose.int) or value(turned).dim() != 4:
+        return None
+    dims = {d % 4 for d in turned.args[1:]}
+    return (q, turned.args[0], scale) if dims == {2, 3} else None

@@ -1,0 +1,57 @@
+"""The passes in order, and what they did."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from torch.fx import Graph, GraphModule
+
+from fastinfer.graph.activations import fuse_activations, name_activations
+from fastinfer.graph.attention import fuse_attention
+from fastinfer.graph.clean import remove_identities, remove_writes
+from fastinfer.graph.linears import fuse_linears, hand_over_rows
+from fastinfer.graph.norms import fuse_norms
+from fastinfer.graph.rope import fuse_rope
+
+
+@dataclass
+class Rewritten:
+    """What became of one graph: fusions by kind, operators that stayed, by name."""
+
+    fused: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    why_not: str | None = None
+
+
+def rewrite(module: GraphModule) -> Rewritten:
+    """Rewrites a graph in normal form, in place.
+
+    Raises WritesInPlace if the graph changes tensors that others see; it is of no use then.
+    """
+    graph = module.graph
+    remove_writes(graph)
+    remove_identities(graph)
+    name_activations(graph)
+    result = Rewritten()
+    for fuse in (
+        *(fuse_rope, fuse_attention, fuse_linears, fuse_norms, hand_over_rows),
+        fuse_activations,
+    ):
+        result.fused.update(fuse(graph))
+        graph.eliminate_dead_code()
+    result.fused = +result.fused
+    result.left = _computations(graph)
+    graph.lint()
+    module.recompile()
+    return result
+
+
+def _computations(graph: Graph) -> Counter[str]:
+    """The aten operators that still compute, by name."""
+    names = Counter[str]()
+    for node in graph.nodes:
+        target = node.target
+        if getattr(target, "namespace", None) != "aten":
+            continue
+        if not any(r.alias_info for r in target._schema.returns):  # a view computes nothing
+            names[str(target).split(".")[1]] += 1
+    return names

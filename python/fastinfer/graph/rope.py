@@ -1,0 +1,100 @@
+"""Rotary position embedding, half-split: x * cos + rotate_half(x) * sin."""
+
+from torch.fx import Graph
+
+from fastinfer.graph.emit import call, fastinfer, replace
+from fastinfer.graph.match import (
+    Expr,
+    arguments,
+    aten,
+    is_last,
+    is_op,
+    is_tensor,
+    operands,
+    same_kind,
+    same_sizes,
+    value,
+)
+from fastinfer.graph.norms import FLOATS
+
+
+def fuse_rope(graph: Graph) -> dict[str, int]:
+    made = 0
+    for node in list(graph.nodes):
+        found = _match(node) if is_op(node, aten.add.Tensor) else None
+        if found is not None:
+            x, cos, sin = found
+            rope = call(graph, node, node, fastinfer.rope.default, x, cos, sin)
+            replace(graph, node, rope)
+            made += 1
+    return {"rotary embedding": made}
+
+
+def _match(node: Expr) -> tuple[Expr, Expr, Expr] | None:
+    """x [B, H, T, D], cos and sin [B or 1, T, D] or [T, D] of an addition, or None."""
+    pair = operands(node, aten.add.Tensor)
+    if pair is None or not all(is_op(p, aten.mul.Tensor) for p in pair):
+        return None
+    for straight, turned in (pair, pair[::-1]):
+        for half, sin in _both_orders(turned):
+            x = _rotated(half)
+            if x is None:
+                continue
+            for other, cos in _both_orders(straight):
+                tables = [_without_heads(t, x) for t in (cos, sin)]
+                if other is x and all(tables) and same_kind(x, node):
+                    return x, tables[0], tables[1]
+    return None
+
+
+def _both_orders(mul: Expr) -> list[tuple[Expr, Expr]]:
+    pair = operands(mul, aten.mul.Tensor)
+    return [] if pair is None else [pair, pair[::-1]]
+
+
+def _rotated(node: Expr) -> Expr:
+    """x if the node is cat([-x[..., D/2:], x[..., :D/2]], -1)."""
+    if not is_op(node, aten.cat.default):
+        return None
+    a = arguments(node)
+    parts = a["tensors"]
+    if len(parts) != 2 or not is_last(a["dim"], node):
+        return None
+    if not is_op(parts[0], aten.neg.default):
+        return None
+    upper, lower = parts[0].args[0], parts[1]
+    if not all(is_op(s, aten.slice.Tensor) for s in (upper, lower)):
+        return None
+    u, w = arguments(upper), arguments(lower)
+    x = u["self"]
+    size = value(x).shape[-1]
+    plain = (
+        w["self"] is x
+        and value(x).dim() == 4
+        and value(x).dtype in FLOATS
+        and isinstance(size, int)
+        and size % 2 == 0
+        and all(is_last(s["dim"], x) and s["step"] == 1 for s in (u, w))
+    )
+    if not plain:
+        return None
+    half = size // 2
+    halves = (u["start"], w["start"] or 0, w["end"]) == (half, 0, half)
+    return x if halves and isinstance(u["end"], int) and u["end"] >= size else None
+
+
+def _without_heads(table: Expr, x: Expr) -> Expr:
+    """The table [.., T, D] behind one that was made to broadcast over the heads of x."""
+    if not is_tensor(table) or value(table).dtype not in (*FLOATS[:1], value(x).dtype):
+        return None
+    if is_op(table, aten.unsqueeze.default) and value(table).dim() == 4:
+        inner, dim = table.args
+        if dim != 1:
+            return None
+        table = inner
+    batch, _, length, size = value(x).shape
+    shape = value(table).shape
+    fits = same_sizes(shape, [length, size]) or any(
+        same_sizes(shape, [b, length, size]) for b in (1, batch)
+    )
+    return table if fits else None

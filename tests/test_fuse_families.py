@@ -1,0 +1,163 @@
+"""fuse_ on every model family: the right blocks found, and the answers of the original."""
+
+import copy
+
+import pytest
+import torch
+
+import fastinfer
+from families import FAMILIES, answer, inputs, make
+from fastinfer import fuse_
+from fastinfer.graph import attention, linears, norms, rope
+from fastinfer.nn import QuantizedLinear
+
+SIZES = [(2, 9), (3, 16), (1, 7)]  # batch, length: two graphs, of more than one sequence and of one
+
+
+def error(got, exact):
+    return float((got.double() - exact.double()).norm() / exact.double().norm())
+
+
+def check_float(name, model):
+    """The fused float32 model is as near to float64 as the original, within a factor of four (its
+    sums run in another order) and one rounding of the output."""
+    exact = copy.deepcopy(make(name)).double()
+    original = make(name)
+    for size in SIZES:
+        given = inputs(name, *size)
+        wide = {k: v.double() if _is_float(v) else v for k, v in given.items()}
+        reference = answer(exact, wide)
+        bound = 4 * error(answer(original, given), reference) + 2.0**-24
+        assert error(answer(model, given), reference) <= bound, (name, size)
+
+
+def check_int8(name, model, unfused):
+    """The fused int8 model differs from the unfused one by less than int8 does from float: a
+    rounding that falls to the other side moves an activation by one step of int8, no more."""
+    original = make(name)
+    for size in SIZES[:2]:
+        given = inputs(name, *size)
+        reference = answer(original, given)
+        int8_error = error(answer(unfused, given), reference)
+        got = answer(model, given)
+        assert error(got, answer(unfused, given)) <= 0.5 * int8_error, (name, size)
+        assert error(got, reference) <= 1.2 * int8_error, (name, size)
+
+
+def _is_float(v):
+    return isinstance(v, torch.Tensor) and v.is_floating_point()
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float(name):
+    model = make(name)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    fusion = fuse_(model)
+    check_float(name, model)
+    assert not fusion.reasons
+    assert len(fusion.graphs) == 2, "batch and length are symbols, one sequence a graph of its own"
+    assert fusion.fused.get("attention", 0) == FAMILIES[name].attention
+    assert sum(fusion.fused.values()) > 0 or name == "image mlp"
+    for left in ("scaled_dot_product_attention", "layer_norm", "rms_norm", "rsqrt", "gelu", "silu"):
+        assert left not in fusion.left
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("multi-head attention", "gpt2")])
+def test_int8(name):
+    unfused = make(name)
+    fastinfer.quantize_(unfused)
+    model = make(name)
+    summary = fastinfer.quantize_(model, fuse=True)
+    check_int8(name, model, unfused)
+    layers = sum(isinstance(m, QuantizedLinear) for m in model.modules())
+    assert layers > 0
+    assert summary.fusion.fused.get("attention", 0) == FAMILIES[name].attention
+    assert "gelu" not in summary.fusion.left
+    kinds = summary.fusion.fused
+    assert kinds.get("linear + activation", 0) + kinds.get("gated linear", 0) > 0 or (
+        name.startswith("clip")  # its quick GELU is not one of the kernels' activations
+    )
+
+
+# --- a fusion that is wrong must be seen ---------------------------------------------------------
+
+
+def _drop(argument):
+    """Makes a fusion forget an argument of the operator that it puts in."""
+
+    def plant(monkeypatch, module):
+        call = module.call
+
+        def wrong(graph, before, like, op, *args, **kwargs):
+            kwargs.pop(argument, None)
+            names = [a.name for a in op._schema.arguments]
+            if argument in names and names.index(argument) < len(args):
+                args = [*args]
+                args[names.index(argument)] = None
+            return call(graph, before, like, op, *args, **kwargs)
+
+        monkeypatch.setattr(module, "call", wrong)
+
+    return plant
+
+
+def _swapped_weights(monkeypatch, module):
+    weights = module._weights
+    monkeypatch.setattr(module, "_weights", lambda node: (*weights(node)[:2], None))
+
+
+def _other_columns(monkeypatch, module):
+    call = module.call
+
+    def wrong(graph, before, like, op, *args, **kwargs):
+        if op is torch.ops.aten.slice.Tensor:
+            size = args[3] - args[2]
+            args = (*args[:2], 0, size)
+        return call(graph, before, like, op, *args, **kwargs)
+
+    monkeypatch.setattr(module, "call", wrong)
+
+
+def _cos_for_sin(monkeypatch, module):
+    match = module._match
+
+    def wrong(node):
+        found = match(node)
+        return found and (found[0], found[1], found[1])
+
+    monkeypatch.setattr(module, "_match", wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "int8", "module", "plant"),
+    [
+        ("bert", False, attention, _drop("mask")),
+        ("gpt2", False, attention, _drop("mask")),
+        ("bert", False, norms, _drop("weight")),
+        ("bert", False, norms, _drop("bias")),
+        ("llama", False, norms, _drop("weight")),
+        ("llama", False, rope, _cos_for_sin),
+        ("bert", True, linears, _swapped_weights),
+        ("qwen2", True, linears, _other_columns),
+    ],
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
+def test_a_planted_wrong_fusion_is_seen(name, int8, module, plant, monkeypatch):
+    plant(monkeypatch, module)
+    model, unfused = make(name), make(name)
+    if int8:
+        fastinfer.quantize_(unfused)
+        fastinfer.quantize_(model, fuse=True)
+    else:
+        fuse_(model)
+    with pytest.raises(AssertionError, match=name):
+        check_int8(name, model, unfused) if int8 else check_float(name, model)
