@@ -15,8 +15,9 @@ U = 2.0**-24  # unit roundoff of float32
 OUT_U = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 # |error of the activation itself| <= ACTIVATION_U |x| u: csrc/cpu/vec/math.h. GELU (erf): its fit
 # and three roundings. SiLU: exp 1.3, addition 1, division 1. GELU (tanh): the same on top of an
-# exponent t with four roundings, whose effect is at most 0.224 of each.
-ACTIVATION_U = {"none": 0, "relu": 0, "gelu": 4, "silu": 4, "gelu_tanh": 5}
+# exponent t with four roundings, whose effect is at most 0.224 of each. Quick GELU: the same, where
+# t is off by 1.22, one rounding and that of its constant.
+ACTIVATION_U = {"none": 0, "relu": 0, "gelu": 4, "silu": 4, "gelu_tanh": 5, "quick_gelu": 4}
 SHAPES = [(9, 200), (2, 3, 65), (7,), (4, 1), (3, 1000), (1, 16), (33, 17)]
 
 
@@ -27,6 +28,8 @@ def activate(name, z):
         return z * 0.5 * torch.special.erfc(-z / math.sqrt(2))
     if name == "gelu_tanh":
         return 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    if name == "quick_gelu":
+        return z * torch.sigmoid(1.702 * z)
     return z * torch.sigmoid(z) if name == "silu" else z
 
 

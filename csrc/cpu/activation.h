@@ -5,7 +5,14 @@
 
 namespace fastinfer::cpu {
 
-enum class Activation : int32_t { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
-constexpr int kActivationCount = 5;
+enum class Activation : int32_t {
+  none = 0,
+  relu = 1,
+  gelu = 2,
+  gelu_tanh = 3,
+  silu = 4,
+  quick_gelu = 5
+};
+constexpr int kActivationCount = 6;
 
 }  // namespace fastinfer::cpu

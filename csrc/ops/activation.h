@@ -15,8 +15,9 @@ inline cpu::Activation parse_activation(const char* op, const std::string& name)
   if (name == "gelu") return cpu::Activation::gelu;
   if (name == "gelu_tanh") return cpu::Activation::gelu_tanh;
   if (name == "silu") return cpu::Activation::silu;
+  if (name == "quick_gelu") return cpu::Activation::quick_gelu;
   STD_TORCH_CHECK(false, op, ": activation is \"", name,
-                  "\", want none, relu, gelu, gelu_tanh or silu");
+                  "\", want none, relu, gelu, gelu_tanh, silu or quick_gelu");
 }
 
 }  // namespace fastinfer::ops

@@ -31,6 +31,7 @@ float activated(Activation activation, float v) {
     case Activation::gelu: return gelu_erf<ScalarVec>(v);
     case Activation::gelu_tanh: return gelu_tanh<ScalarVec>(v);
     case Activation::silu: return silu<ScalarVec>(v);
+    case Activation::quick_gelu: return quick_gelu<ScalarVec>(v);
     default: return v;
   }
 }

@@ -74,7 +74,7 @@ void check_conversions() {
 }
 
 void check_math() {
-  double exp_error = 0, gelu_error = 0, silu_error = 0, tanh_error = 0;
+  double exp_error = 0, gelu_error = 0, silu_error = 0, tanh_error = 0, quick_error = 0;
   for (int i = -90000; i <= 90000; ++i) {
     const float x = float(i) * 1.003e-4f;  // |x| <= 9.03
     const double d = x, inner = std::sqrt(2 / M_PI) * (d + 0.044715 * d * d * d);
@@ -88,6 +88,9 @@ void check_math() {
     tanh_error = std::fmax(
         tanh_error,
         std::fabs(cpu::gelu_tanh<ScalarVec>(x) - 0.5 * d * (1 + std::tanh(inner))) / magnitude);
+    quick_error = std::fmax(
+        quick_error,
+        std::fabs(cpu::quick_gelu<ScalarVec>(x) - d / (1 + std::exp(-1.702 * d))) / magnitude);
   }
   CHECK(exp_error <= 1.3 * 0x1p-24);
   CHECK(gelu_error <= 4 * 0x1p-24);
@@ -97,11 +100,15 @@ void check_math() {
   // The same, with u = 2 sqrt(2/pi) (x + 0.044715 x^3) rounded three times: |u| e / (1 + e)^2
   // <= 0.45 of each.
   CHECK(tanh_error <= (1.3 / 4 + 3 * 0.45 + 2) * 0x1p-24);
+  // The same, with u = 1.702 x: one rounding, and the constant off by 0.22 * 2^-24 of itself;
+  // |u| e / (1 + e)^2 <= 0.224.
+  CHECK(quick_error <= (1.3 / 4 + 1.22 * 0.224 + 2) * 0x1p-24);
   const float nan = float_of_bits(0x7fc00000u);
   CHECK(std::isnan(cpu::exp<ScalarVec>(nan)));
   CHECK(std::isnan(cpu::gelu_erf<ScalarVec>(nan)));
   CHECK(std::isnan(cpu::gelu_tanh<ScalarVec>(nan)));
   CHECK(std::isnan(cpu::silu<ScalarVec>(nan)));
+  CHECK(std::isnan(cpu::quick_gelu<ScalarVec>(nan)));
   CHECK(std::isnan(cpu::relu<ScalarVec>(nan)));
   CHECK(cpu::relu<ScalarVec>(-3.0f) == 0.0f && cpu::relu<ScalarVec>(3.0f) == 3.0f);
 }

@@ -34,6 +34,7 @@ void act_mul_dtype(const ActMul& p) {
     case Activation::gelu: return act_mul_rows<V, kType, Activation::gelu>(p);
     case Activation::gelu_tanh: return act_mul_rows<V, kType, Activation::gelu_tanh>(p);
     case Activation::silu: return act_mul_rows<V, kType, Activation::silu>(p);
+    case Activation::quick_gelu: return act_mul_rows<V, kType, Activation::quick_gelu>(p);
   }
 }
 

@@ -90,9 +90,10 @@ EpilogueFn select_epilogue(const GemmS8S8S32& p) {
     case Activation::relu: return epilogue_for_dtype<V, Activation::relu>(p.out_dtype);
     case Activation::gelu: return epilogue_for_dtype<V, Activation::gelu>(p.out_dtype);
     case Activation::gelu_tanh: return epilogue_for_dtype<V, Activation::gelu_tanh>(p.out_dtype);
-    case Activation::silu: break;
+    case Activation::silu: return epilogue_for_dtype<V, Activation::silu>(p.out_dtype);
+    case Activation::quick_gelu: break;
   }
-  return epilogue_for_dtype<V, Activation::silu>(p.out_dtype);
+  return epilogue_for_dtype<V, Activation::quick_gelu>(p.out_dtype);
 }
 
 }  // namespace

@@ -36,6 +36,12 @@ inline typename V::F silu(typename V::F x) {
   return V::div(x, V::add(V::set1(1.0f), exp<V>(V::mul(x, V::set1(-1.0f)))));
 }
 
+// x / (1 + exp(-1.702 x))
+template <class V>
+inline typename V::F quick_gelu(typename V::F x) {
+  return V::div(x, V::add(V::set1(1.0f), exp<V>(V::mul(x, V::set1(-1.702f)))));
+}
+
 // 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)),  u = sqrt(2/pi) (x + 0.044715 x^3)
 template <class V>
 inline typename V::F gelu_tanh(typename V::F x) {
@@ -81,6 +87,7 @@ inline typename V::F activate(typename V::F z) {
   if constexpr (kActivation == Activation::gelu) return gelu_erf<V>(z);
   if constexpr (kActivation == Activation::gelu_tanh) return gelu_tanh<V>(z);
   if constexpr (kActivation == Activation::silu) return silu<V>(z);
+  if constexpr (kActivation == Activation::quick_gelu) return quick_gelu<V>(z);
   return z;
 }
 

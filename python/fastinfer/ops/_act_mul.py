@@ -25,7 +25,8 @@ def act_mul(
         x: ``[..., K]`` float32, bfloat16 or float16; copied only if its strides are not those of
             rows with unit stride and one step between them (half of a wider tensor is).
         other: of the shape and dtype of ``x``, the same strides allowed, or None.
-        activation: "none", "relu", "gelu" (erf), "gelu_tanh" or "silu".
+        activation: "none", "relu", "gelu" (erf), "gelu_tanh", "silu" or "quick_gelu"
+            (``x * sigmoid(1.702 x)``).
         emit_fp: whether to return ``y``.
         emit_rows: whether to return the int8 rows of ``y``.
 

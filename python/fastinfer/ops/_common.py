@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastinfer import _C
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu")
 MAX_K = 131071
 """The longest row whose int32 sums are exact: 128 * 128 * MAX_K < 2**31."""
 

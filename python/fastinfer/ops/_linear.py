@@ -48,7 +48,8 @@ def linear_w8a8(
         w_packed: uint8 vector, the int8 weight ``[N, K]`` as :func:`pack_w8` returns it.
         w_scale: float32 ``[N]``; ``W[n, k] = w_scale[n] * w[n, k]``.
         bias: float32 ``[N]``, or None.
-        activation: "none", "relu", "gelu" (erf), "gelu_tanh" or "silu".
+        activation: "none", "relu", "gelu" (erf), "gelu_tanh", "silu" or "quick_gelu"
+            (``x * sigmoid(1.702 x)``).
         residual: ``[..., N]`` of the dtype of the output, any strides, added last, or None.
         out_dtype: float32, bfloat16 or float16; None for the dtype of ``x``, if that is a float.
         x_scale: float32, any strides. Beside an int8 ``x``: ``[...]``, one a row, or ``[1]``, one
