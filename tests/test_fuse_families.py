@@ -11,6 +11,7 @@ from fastinfer import fuse_
 from fastinfer.graph import attention, linears, norms, rope
 from fastinfer.nn import QuantizedLinear
 
+ATTENTION_AND_NORMS = ("scaled_dot_product_attention", "layer_norm", "rms_norm", "rsqrt")
 SIZES = [(2, 9), (3, 16), (1, 7)]  # batch, length: two graphs, of more than one sequence and of one
 
 
@@ -65,7 +66,7 @@ def test_float(name):
     assert len(fusion.graphs) == 2, "batch and length are symbols, one sequence a graph of its own"
     assert fusion.fused.get("attention", 0) == FAMILIES[name].attention
     assert sum(fusion.fused.values()) > 0 or name == "image mlp"
-    for left in ("scaled_dot_product_attention", "layer_norm", "rms_norm", "rsqrt", "gelu", "silu"):
+    for left in (*ATTENTION_AND_NORMS, "gelu", "silu", "sigmoid"):
         assert left not in fusion.left
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
@@ -83,9 +84,7 @@ def test_int8(name):
     assert summary.fusion.fused.get("attention", 0) == FAMILIES[name].attention
     assert "gelu" not in summary.fusion.left
     kinds = summary.fusion.fused
-    assert kinds.get("linear + activation", 0) + kinds.get("gated linear", 0) > 0 or (
-        name.startswith("clip")  # its quick GELU is not one of the kernels' activations
-    )
+    assert kinds.get("linear + activation", 0) + kinds.get("gated linear", 0) == 1
 
 
 # --- a fusion that is wrong must be seen ---------------------------------------------------------
@@ -161,3 +160,14 @@ def test_a_planted_wrong_fusion_is_seen(name, int8, module, plant, monkeypatch):
         fuse_(model)
     with pytest.raises(AssertionError, match=name):
         check_int8(name, model, unfused) if int8 else check_float(name, model)
+
+
+def test_many_models():
+    """torch.compile keeps eight graphs for one piece of code: each model has a limit of its own."""
+    x = torch.randn(2, 64)
+    fusions = []
+    for _ in range(10):
+        model = make("mlp")
+        fusions.append(fuse_(model))
+        model(x)
+    assert [len(f.graphs) for f in fusions] == [1] * 10

@@ -129,6 +129,8 @@ class _FusedCall:
         def run(*args: Any, **kwargs: Any) -> Any:
             return model._call_impl(*args, **kwargs)
 
+        # torch.compile keeps what it made, up to a limit, by code object: one for each model.
+        run.__code__ = run.__code__.replace()
         self._compiled = torch.compile(run, backend=backend)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

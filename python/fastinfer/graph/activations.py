@@ -1,6 +1,7 @@
 """Activations: those written out in parts, and the products of gated MLPs."""
 
 import math
+from operator import getitem
 
 from torch.fx import Graph
 
@@ -9,43 +10,60 @@ from fastinfer.graph.match import (
     Expr,
     arguments,
     aten,
+    both_orders,
     is_op,
     is_tensor,
     number_and_node,
     only_user,
-    operands,
     same_kind,
     value,
 )
 from fastinfer.graph.norms import FLOATS
 
+ACT_MUL = fastinfer.act_mul.default
+
 
 def name_activations(graph: Graph) -> None:
-    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) becomes aten.gelu."""
+    """Activations written out in parts become one node each, for the passes that look for them:
+    GELU's tanh form and SiLU torch's operators, and the quick GELU, x sigmoid(1.702 x), ours."""
     for node in list(graph.nodes):
-        x = _tanh_gelu(node) if is_op(node, aten.mul.Tensor) else None
-        if x is not None:
-            gelu = call(graph, node, node, aten.gelu.default, x, approximate="tanh")
-            replace(graph, node, gelu)
+        if (x := _tanh_gelu(node)) is not None:
+            replace(graph, node, call(graph, node, node, aten.gelu.default, x, approximate="tanh"))
+        elif (found := _sigmoid_gate(node)) is not None:
+            scale, x = found
+            if scale == 1.0:
+                replace(graph, node, call(graph, node, node, aten.silu.default, x))
+            elif scale == 1.702 and value(node).dtype in FLOATS:
+                _put_in(graph, node, x, None, "quick_gelu")
+    graph.eliminate_dead_code()  # the parts, which read x as well
 
 
 def _tanh_gelu(node: Expr) -> Expr:
-    pair = operands(node, aten.mul.Tensor)
-    for half, rest in (pair, pair[::-1]) if pair is not None else ():
+    """x if the node is 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    for half, rest in both_orders(node, aten.mul.Tensor):
         scaled = number_and_node(half, aten.mul.Tensor)
         shifted = number_and_node(rest, aten.add.Tensor)
         if scaled is None or shifted is None or (scaled[0], shifted[0]) != (0.5, 1.0):
             continue
         x, tanh = scaled[1], shifted[1]
-        inner = (
-            number_and_node(tanh.args[0], aten.mul.Tensor)
-            if is_op(tanh, aten.tanh.default)
-            else None
-        )
-        if inner is not None and math.isclose(inner[0], math.sqrt(2 / math.pi), rel_tol=1e-6):
-            total = operands(inner[1], aten.add.Tensor)
-            if total is not None and any(a is x and _cubed(b, x) for a, b in (total, total[::-1])):
-                return x
+        if not is_op(tanh, aten.tanh.default):
+            continue
+        inner = number_and_node(tanh.args[0], aten.mul.Tensor)
+        if inner is None or not math.isclose(inner[0], math.sqrt(2 / math.pi), rel_tol=1e-6):
+            continue
+        if any(a is x and _cubed(b, x) for a, b in both_orders(inner[1], aten.add.Tensor)):
+            return x
+    return None
+
+
+def _sigmoid_gate(node: Expr) -> tuple[float, Expr] | None:
+    """s and x if the node is x sigmoid(s x)."""
+    for x, gate in both_orders(node, aten.mul.Tensor):
+        if not is_op(gate, aten.sigmoid.default) or not is_tensor(x):
+            continue
+        scale, inner = number_and_node(gate.args[0], aten.mul.Tensor) or (1.0, gate.args[0])
+        if inner is x:
+            return scale, x
     return None
 
 
@@ -67,29 +85,35 @@ def activation_of(node: Expr) -> tuple[str, Expr] | None:
         return "silu", node.args[0]
     if is_op(node, aten.relu.default):
         return "relu", node.args[0]
+    if is_op(node, getitem) and is_op(node.args[0], ACT_MUL) and node.args[1] == 0:
+        x, other, name = node.args[0].args
+        return (name, x) if other is None else None
     return None
+
+
+def _put_in(graph: Graph, node: Expr, x: Expr, other: Expr, name: str) -> None:
+    act = call(graph, node, None, ACT_MUL, x, other, name)
+    replace(graph, node, output(graph, act, 0, node))
 
 
 def fuse_activations(graph: Graph) -> dict[str, int]:
     """What no linear layer took in: activation(x) * other, and GELU and SiLU alone."""
     made = {"activation": 0, "gate": 0}
     for node in list(graph.nodes):
-        pair = operands(node, aten.mul.Tensor)
-        for gate, other in (pair, pair[::-1]) if pair is not None else ():
+        for gate, other in both_orders(node, aten.mul.Tensor):
             found = activation_of(gate)
             if found is None or only_user(gate) is None or not is_tensor(other):
                 continue
             name, x = found
             if value(x).dtype in FLOATS and same_kind(x, other) and same_kind(x, node):
-                act = call(graph, node, None, fastinfer.act_mul.default, x, other, name)
-                replace(graph, node, output(graph, act, 0, node))
+                _put_in(graph, node, x, other, name)
                 made["gate"] += 1
                 break
     graph.eliminate_dead_code()
     for node in list(graph.nodes):
         found = activation_of(node)
         if found is not None and found[0] != "relu" and value(node).dtype in FLOATS:
-            act = call(graph, node, None, fastinfer.act_mul.default, found[1], None, found[0])
-            replace(graph, node, output(graph, act, 0, node))
             made["activation"] += 1
+            if not is_op(node, getitem):
+                _put_in(graph, node, found[1], None, found[0])
     return made

@@ -15,10 +15,10 @@ from fastinfer.graph.match import (
     Expr,
     arguments,
     aten,
+    both_orders,
     is_op,
     is_tensor,
     only_user,
-    operands,
     same_kind,
     value,
 )
@@ -80,8 +80,7 @@ def _input(node: Expr) -> dict[str, Any]:
 
 def _gated(graph: Graph, node: Expr) -> bool:
     """activation(x Wg^T + bg) * (x Wu^T + bu)"""
-    pair = operands(node, aten.mul.Tensor)
-    for gate, up in (pair, pair[::-1]) if pair is not None else ():
+    for gate, up in both_orders(node, aten.mul.Tensor):
         found = activation_of(gate)
         if found is None or only_user(gate) is None:
             continue
@@ -114,8 +113,7 @@ def _activation(graph: Graph, node: Expr) -> bool:
 
 
 def _addition(graph: Graph, node: Expr) -> bool:
-    pair = operands(node, aten.add.Tensor)
-    for linear, other in (pair, pair[::-1]) if pair is not None else ():
+    for linear, other in both_orders(node, aten.add.Tensor):
         if not is_op(linear, LINEAR) or only_user(linear) is None or not is_tensor(other):
             continue
         if arguments(linear)["residual"] is not None:

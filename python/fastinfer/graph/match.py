@@ -71,12 +71,15 @@ def operands(node: Expr, *targets: Callable[..., Any]) -> tuple[Any, Any] | None
     return node.args[0], node.args[1]
 
 
+def both_orders(node: Expr, *targets: Callable[..., Any]) -> tuple[tuple[Expr, Expr], ...]:
+    """The operands of a commutative operator, in either order; nothing if it is another node."""
+    pair = operands(node, *targets)
+    return () if pair is None else (pair, pair[::-1])
+
+
 def number_and_node(node: Expr, *targets: Callable[..., Any]) -> tuple[float, Expr] | None:
     """The number and the tensor of a commutative operator."""
-    pair = operands(node, *targets)
-    if pair is None:
-        return None
-    for number, other in (pair, pair[::-1]):
+    for number, other in both_orders(node, *targets):
         if isinstance(number, int | float) and isinstance(other, Node):
             return float(number), other
     return None

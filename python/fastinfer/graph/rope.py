@@ -7,10 +7,10 @@ from fastinfer.graph.match import (
     Expr,
     arguments,
     aten,
+    both_orders,
     is_last,
     is_op,
     is_tensor,
-    operands,
     same_kind,
     same_sizes,
     value,
@@ -32,24 +32,16 @@ def fuse_rope(graph: Graph) -> dict[str, int]:
 
 def _match(node: Expr) -> tuple[Expr, Expr, Expr] | None:
     """x [B, H, T, D], cos and sin [B or 1, T, D] or [T, D] of an addition, or None."""
-    pair = operands(node, aten.add.Tensor)
-    if pair is None or not all(is_op(p, aten.mul.Tensor) for p in pair):
-        return None
-    for straight, turned in (pair, pair[::-1]):
-        for half, sin in _both_orders(turned):
+    for straight, turned in both_orders(node, aten.add.Tensor):
+        for half, sin in both_orders(turned, aten.mul.Tensor):
             x = _rotated(half)
             if x is None:
                 continue
-            for other, cos in _both_orders(straight):
+            for other, cos in both_orders(straight, aten.mul.Tensor):
                 tables = [_without_heads(t, x) for t in (cos, sin)]
                 if other is x and all(tables) and same_kind(x, node):
                     return x, tables[0], tables[1]
     return None
-
-
-def _both_orders(mul: Expr) -> list[tuple[Expr, Expr]]:
-    pair = operands(mul, aten.mul.Tensor)
-    return [] if pair is None else [pair, pair[::-1]]
 
 
 def _rotated(node: Expr) -> Expr:
