@@ -7,6 +7,11 @@
 //
 // One step takes 4 of K: NP panels of 16 columns (a panel is 64 bytes: 64 / sizeof(reg)
 // registers), MR rows, each row's 4 bytes broadcast from memory (a load, no shuffle).
+//
+// Blocks, where there is more than one tile of rows: kBlockRows rows of A stay in L2 while all
+// columns pass; NP panels are taken kSliceK of K at a time, so that they stay in L1 (18 KiB of 48
+// columns) for all tiles of the block. Sums wait in memory between slices: per slice and tile as
+// many loads and stores as accumulators, 3 % of the slice's multiply-adds.
 #pragma once
 
 #include <algorithm>
@@ -17,21 +22,29 @@
 namespace fastinfer::cpu {
 namespace {
 
+constexpr int64_t kBlockRows = 128, kSliceK = 384;
+
+// Multiply-adds of K in [k_begin, k_end) for MR rows and NP panels. sums[MR][NP * 16] hold those of
+// smaller k and take the result, but for the last slice, whose result goes through the epilogue.
 template <class R, int MR, int NP>
-void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t column) {
+void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t column,
+               int64_t k_begin, int64_t k_end, int32_t* sums) {
   constexpr int kRegs = 64 / int(sizeof(typename R::reg));  // registers a panel
   constexpr int kLanes = 16 / kRegs;
+  constexpr int kColumns = NP * kPanelColumns;
   const int64_t panel_bytes = kPanelColumns * p.k_pad;
-  const int8_t* a = p.a + row * p.k_pad;
-  const int8_t* b = p.panels + column * p.k_pad;
+  const int8_t* a = p.a + row * p.k_pad + k_begin;
+  const int8_t* b = p.panels + column * p.k_pad + k_begin * kPanelColumns;
   typename R::reg acc_s32[MR][NP * kRegs];
 #pragma GCC unroll 32
   for (int j = 0; j < NP * kRegs; ++j) {
     const auto start = R::load(p.compensation + column + j * kLanes);
 #pragma GCC unroll 32
-    for (int i = 0; i < MR; ++i) acc_s32[i][j] = start;
+    for (int i = 0; i < MR; ++i) {
+      acc_s32[i][j] = k_begin == 0 ? start : R::load(sums + i * kColumns + j * kLanes);
+    }
   }
-  for (int64_t k = 0; k < p.k_pad; k += 4, a += 4, b += 64) {
+  for (int64_t k = k_begin; k < k_end; k += 4, a += 4, b += 64) {
     typename R::reg b_s8[NP * kRegs];
 #pragma GCC unroll 32
     for (int j = 0; j < NP * kRegs; ++j) {
@@ -48,24 +61,34 @@ void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t c
       }
     }
   }
-  alignas(64) int32_t sums[MR][NP * kPanelColumns];
 #pragma GCC unroll 32
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 32
-    for (int j = 0; j < NP * kRegs; ++j) R::store(&sums[i][j * kLanes], acc_s32[i][j]);
+    for (int j = 0; j < NP * kRegs; ++j) R::store(sums + i * kColumns + j * kLanes, acc_s32[i][j]);
   }
-  epilogue(p, sums[0], NP * kPanelColumns, row, MR, column,
-           std::min<int64_t>(NP * kPanelColumns, p.n - column));
+  if (k_end == p.k_pad) {
+    epilogue(p, sums, kColumns, row, MR, column, std::min<int64_t>(kColumns, p.n - column));
+  }
 }
 
-// All columns from `column` on in groups of NP panels, for all row blocks of MR rows and one of
-// the rest; then the remaining panels in smaller groups.
+// All columns from `column` on in groups of NP panels, for rows in tiles of MR; then the remaining
+// panels in smaller groups.
 template <class R, int MR, int NP>
 void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
                   int64_t column) {
+  // Where there are two tiles or more, they are at least half as tall as the tallest.
+  constexpr int64_t kTiles = MR >= R::kMaxRows / 2 ? kBlockRows / MR : 1;
+  alignas(64) int32_t sums[kTiles * MR * NP * kPanelColumns];
+  const int64_t slice = rows > MR ? kSliceK : std::max<int64_t>(p.k_pad, 1);
   for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
-    int64_t i = 0;
-    for (; i + MR <= rows; i += MR) vnni_tile<R, MR, NP>(p, epilogue, row + i, column);
+    int64_t k = 0;
+    do {  // once at least: K = 0 has an epilogue, too
+      const int64_t k_end = std::min(p.k_pad, k + slice);
+      for (int64_t i = 0; i < rows; i += MR) {
+        vnni_tile<R, MR, NP>(p, epilogue, row + i, column, k, k_end, sums + i * NP * kPanelColumns);
+      }
+      k = k_end;
+    } while (k < p.k_pad);
   }
   if constexpr (NP > 1) {
     if (column < p.n) vnni_columns<R, MR, NP / 2>(p, epilogue, row, rows, column);
@@ -86,17 +109,21 @@ void vnni_dispatch(const GemmS8S8S32& p, int mr, int64_t row, int64_t rows) {
   }
 }
 
-// Blocks of rows as equal as they can be: at most one row more in one than in another.
+// Tiles of rows as equal as they can be: at most one row more in one than in another.
 template <class R>
 void vnni_gemm(const GemmS8S8S32& p) {
   if (p.m == 0) return;
-  const int64_t blocks = (p.m + R::kMaxRows - 1) / R::kMaxRows;
-  const int mr = int((p.m + blocks - 1) / blocks);  // rows of the taller blocks
-  const int64_t taller = p.m - blocks * (mr - 1);   // how many of them
-  vnni_dispatch<R, R::kMaxRows>(p, mr, 0, taller * mr);
-  if (taller < blocks) {
-    vnni_dispatch<R, R::kMaxRows>(p, mr - 1, taller * mr, (blocks - taller) * (mr - 1));
-  }
+  const int64_t tiles = (p.m + R::kMaxRows - 1) / R::kMaxRows;
+  const int mr = int((p.m + tiles - 1) / tiles);  // rows of the taller tiles
+  const int64_t taller = p.m - tiles * (mr - 1);  // how many of them
+  const auto run = [&](int height, int64_t row, int64_t end) {
+    const int64_t step = height > 0 ? kBlockRows / height * height : 1;
+    for (; row < end; row += step) {
+      vnni_dispatch<R, R::kMaxRows>(p, height, row, std::min(step, end - row));
+    }
+  };
+  run(mr, 0, taller * mr);
+  run(mr - 1, taller * mr, p.m);
 }
 
 }  // namespace
