@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinfer import Comparison, compare, quantize_
+from fastinfer.compare import Error
 
 Randn = Callable[..., Tensor]
 
@@ -119,6 +120,21 @@ def test_nan_is_counted_and_kept_apart(randn: Randn) -> None:
     assert data["outputs"]["output"]["sqnr_db"] is None
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert "NaN" in str(everywhere)
+
+
+def test_relative_error() -> None:
+    error = Error()
+    error.add(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
+    assert error.relative == 0.1  # ||(0, 0.5)|| / ||(3, 4)||
+    error.add(torch.tensor([math.nan]), torch.tensor([math.inf]))
+    assert (error.relative, error.mismatched) == (0.1, 0)
+    error.add(torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.nan]))
+    assert (error.relative, error.mismatched) == (math.inf, 1)
+    zero = Error()
+    zero.add(torch.zeros(2), torch.zeros(2))
+    assert zero.relative == 0
+    zero.add(torch.zeros(2), torch.ones(2))
+    assert zero.relative == math.inf
 
 
 class Pair(NamedTuple):

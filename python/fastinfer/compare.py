@@ -22,11 +22,12 @@ class Error:
     """The error of `got` against `ref`, summed over any number of pairs of tensors in float64.
 
     Values that are NaN or Inf in either tensor are counted in `nonfinite` and left out of the
-    other figures; a layer that turns values into NaN thus shows a count, not a NaN.
+    other figures; a layer that turns values into NaN thus shows a count, not a NaN. Those that are
+    finite in one alone are counted in `mismatched` as well.
     """
 
     def __init__(self) -> None:
-        self.count = self.nonfinite = 0
+        self.count = self.nonfinite = self.mismatched = 0
         self.max_abs = 0.0
         self._ref2 = self._got2 = self._error2 = self._dot = 0.0
 
@@ -43,6 +44,7 @@ class Error:
             finite = a.isfinite() & b.isfinite()
             if not finite.all():
                 self.nonfinite += int((~finite).sum())
+                self.mismatched += int((a.isfinite() ^ b.isfinite()).sum())
                 a, b = a[finite], b[finite]
             if not a.numel():
                 continue
@@ -52,6 +54,15 @@ class Error:
             self._ref2 += float(a.dot(a))
             self._got2 += float(b.dot(b))
             self._dot += float(a.dot(b))
+
+    @property
+    def relative(self) -> float:
+        """||ref - got|| / ||ref||: inf if a value is finite in one alone."""
+        if self.mismatched:
+            return math.inf
+        if self._error2 == 0:
+            return 0.0
+        return math.sqrt(self._error2 / self._ref2) if self._ref2 else math.inf
 
     @property
     def sqnr_db(self) -> float:
@@ -243,13 +254,13 @@ def _run(
         layer.register_forward_hook(bind(name), with_kwargs=True) for name, layer in layers.items()
     ]
     try:
-        return dict(_float_tensors(call(model, inputs), ""))
+        return dict(float_tensors(call(model, inputs), ""))
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _float_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+def float_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """The floating-point tensors within a model's output, named by their place: "logits", "0.1"."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
@@ -265,7 +276,7 @@ def _float_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif is_dataclass(value):
         items = [(field.name, getattr(value, field.name)) for field in fields(value)]
     for key, item in items:
-        yield from _float_tensors(item, f"{name}.{key}" if name else str(key))
+        yield from float_tensors(item, f"{name}.{key}" if name else str(key))
 
 
 def _finite(value: float) -> float | None:

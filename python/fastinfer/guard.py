@@ -17,6 +17,8 @@ from fastinfer.observe import call, observed
 _BURST_SECONDS, _BURST_FEWEST = 0.02, 3
 _SECONDS, _MOST = 0.1, 200
 
+Look = Callable[[nn.Module, Tensor, Tensor], None]
+
 
 @dataclass
 class Timing:
@@ -28,9 +30,14 @@ class Timing:
 
 
 def time_layers(
-    model: nn.Module, example_inputs: Any, pairs: Mapping[nn.Module, QuantizedLinear]
+    model: nn.Module,
+    batches: Sequence[Any],
+    pairs: Mapping[nn.Module, QuantizedLinear],
+    look: Look | None = None,
 ) -> dict[nn.Module, Timing]:
-    """Runs `model` once on `example_inputs`; a layer of `pairs` that is not called has no entry.
+    """Runs `model` once on each of `batches`; a layer of `pairs` that is not called has no entry.
+
+    look(linear, y, y_int8) sees what a layer and its twin return, at every call.
 
     When a layer is called, it and its quantised twin are timed there and then on that very input,
     with the weights hot, in turns. Layers of one shape and dtype, called with inputs of one shape,
@@ -45,16 +52,20 @@ def time_layers(
         x: Tensor = args[0] if args else kwargs["input"]
         reached = calls.setdefault(linear, Counter())
         try:
-            key = (_kind(linear), _kind(pairs[linear]), x.shape, x.stride(), x.dtype)
-            samples.setdefault(key, _Samples()).add(linear.forward, pairs[linear].forward, x)
+            twin = pairs[linear]
+            key = (_kind(linear), _kind(twin), x.shape, x.stride(), x.dtype)
+            y, got = samples.setdefault(key, _Samples()).add(linear.forward, twin.forward, x)
             reached[key] += 1
+            if look is not None:
+                look(linear, y, got)
         except (RuntimeError, TypeError, ValueError) as error:
             errors[linear] = str(error).splitlines()[0]
 
     hooks = [m.register_forward_pre_hook(time_call, with_kwargs=True) for m in pairs]
     try:
-        with observed(model):
-            call(model, example_inputs)
+        for batch in batches:
+            with observed(model):
+                call(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -99,17 +110,18 @@ class _Samples:
 
     def add(
         self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor], x: Tensor
-    ) -> None:
-        """Calls both in turns for a burst, unless there are samples enough."""
-        before(x), after(x)  # bring in the weights; and every layer shows that it takes x
+    ) -> tuple[Tensor, Tensor]:
+        """Calls both in turns for a burst, unless there are samples enough; what they return."""
+        outputs = before(x), after(x)  # bring in the weights; and every layer shows that it takes x
         if self.spent > _SECONDS or len(self.before) >= _MOST:
-            return
+            return outputs
         start, burst = perf_counter(), 0
         while burst < _BURST_FEWEST or perf_counter() - start < _BURST_SECONDS:
             self.before.append(_seconds(before, x))
             self.after.append(_seconds(after, x))
             burst += 1
         self.spent += perf_counter() - start
+        return outputs
 
     @property
     def ms_before(self) -> float:

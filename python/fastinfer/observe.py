@@ -66,19 +66,28 @@ def observed(*models: nn.Module) -> Iterator[None]:
     that carry hooks, so it is off inside: the layers are then called one by one and can be seen.
     So is what torch.compile made, which would trace the hooks instead of running them.
     """
-    flags = [(module, module.training) for model in models for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing is compiled; importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(evaluating(*models))
         try:
             torch.backends.mha.set_fastpath_enabled(False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode inside; training flags and torch's random state come back after."""
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    with torch.random.fork_rng(devices=[]):
+        try:
             for module, _ in flags:
                 module.training = False  # not .eval(): a model may have overridden train()
             yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
             for module, flag in flags:
                 module.training = flag

@@ -1,7 +1,6 @@
 """`quantize_`: every linear layer of a model that gains by it becomes an int8 one."""
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,8 @@ from fastinfer.fuse import fuse_
 from fastinfer.guard import Timing, time_layers, verdict
 from fastinfer.nn import QuantizedLinear
 from fastinfer.observe import check_inputs
-from fastinfer.summary import Row, Summary
+from fastinfer.summary import Summary
+from fastinfer.swap import close_fused_paths, make_row, make_twins, put, weight_sqnr_db
 
 _INT8_DYNAMIC = Int8Dynamic()
 # A progress bar from here on: about a second of work on one core, or many layers.
@@ -81,20 +81,22 @@ def quantize_(
     made = _make(groups, ranges, progress)
     timings: dict[nn.Module, Timing] = {}
     if example_inputs is not None:
-        timings = time_layers(model, example_inputs, made)
+        timings = time_layers(model, [example_inputs], made)
         for group in groups:
             reason = verdict([timings[m.module] for m in group if m.module in timings])
             for layer in group:
                 layer.reason = reason
 
-    rows = [
-        _row(layer, static, made.get(layer.module), timings.get(layer.module)) for layer in layers
-    ]
+    rows = []
+    for layer in layers:
+        twin = made[layer.module] if layer.reason is None else None
+        was_float = not isinstance(layer.module, QuantizedLinear)
+        sqnr = weight_sqnr_db(layer.module, twin) if twin and was_float else None
+        rows.append(make_row(layer, twin, timings.get(layer.module), sqnr, static))
     for layer in layers:
         if layer.reason is None:
-            for parent, attribute in layer.places:
-                setattr(parent, attribute, made[layer.module])
-    _close_fused_paths(model)
+            put(layer, made[layer.module])
+    close_fused_paths(model)
     fusion = fuse_(model, example_inputs) if fuse else None
     return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model), fusion)
 
@@ -137,79 +139,21 @@ def _make(
     if progress is None:
         weights = sum(g[0].module.in_features * g[0].module.out_features for g in groups)
         progress = (weights > _LONG_WEIGHTS or len(groups) > _LONG_LAYERS) and console.is_terminal
-    bar = Progress(console=console, transient=console.is_terminal, disable=not progress)
-    # Made as normal tensors even within inference_mode, or nothing could be loaded into them later.
-    with torch.inference_mode(False), torch.no_grad(), bar:
+    with Progress(console=console, transient=console.is_terminal, disable=not progress) as bar:
         for group in bar.track(groups, description="Quantising"):
-            first = made[group[0].module] = _int8(group[0].module)
-            for layer in group[1:]:
-                twin = made[layer.module] = QuantizedLinear.from_linear(layer.module)
-                twin.weight_packed, twin.weight_scale = first.weight_packed, first.weight_scale
+            module = group[0].module
+            quantized = isinstance(module, QuantizedLinear)
+            made |= {module: _again(module)} if quantized else make_twins(group)
             for layer in group:
                 if layer.name in ranges:
                     found = ranges[layer.name]
-                    made[layer.module].set_input_range(found.low, found.high)
+                    with torch.inference_mode(False):
+                        made[layer.module].set_input_range(found.low, found.high)
     return made
 
 
-def _int8(linear: nn.Linear | QuantizedLinear) -> QuantizedLinear:
-    """One made from a float layer, or another with the buffers of an int8 one."""
-    if not isinstance(linear, QuantizedLinear):
-        return QuantizedLinear.from_linear(linear)
-    twin = copy.copy(linear)
-    twin._buffers = dict(linear._buffers)
+def _again(layer: QuantizedLinear) -> QuantizedLinear:
+    """Another layer with the buffers of an int8 one."""
+    twin = copy.copy(layer)
+    twin._buffers = dict(layer._buffers)
     return twin
-
-
-def _row(
-    layer: Layer, static: bool, quantized: QuantizedLinear | None, timing: Timing | None
-) -> Row:
-    module = layer.module
-    swapped = quantized if layer.reason is None else None
-    was_float = not isinstance(module, QuantizedLinear)
-    measured = timing if timing is not None and timing.error is None else None
-    bytes_before = tensor_bytes(module)
-    missed = static and swapped is not None and swapped.input_scale is None
-    label = Int8Static.label if static and not missed else Int8Dynamic.label
-    return Row(
-        name=layer.name,
-        in_features=module.in_features,
-        out_features=module.out_features,
-        scheme=label if swapped else None,
-        reason=layer.reason,
-        bytes_before=bytes_before,
-        bytes_after=tensor_bytes(swapped) if swapped else bytes_before,
-        sqnr_db=_weight_sqnr_db(module, swapped) if swapped and was_float else None,
-        ms_before=measured.ms_before if measured else None,
-        ms_after=measured.ms_after if measured else None,
-        note="not reached in calibration" if missed else None,
-    )
-
-
-@torch.no_grad()
-def _weight_sqnr_db(linear: nn.Linear, quantized: QuantizedLinear) -> float:
-    """20 log10(|W| / |W - W_int8|), Frobenius norms; inf if int8 holds the weight exactly."""
-    weight = linear.weight.float()
-    signal = torch.linalg.vector_norm(weight, dtype=torch.float64)
-    error = torch.linalg.vector_norm(weight - quantized.dequantize(), dtype=torch.float64)
-    return 20 * math.log10(float(signal / error)) if error > 0 else math.inf
-
-
-def _close_fused_paths(model: nn.Module) -> None:
-    """Makes torch's transformer encoder call its linear layers where they are int8 ones.
-
-    nn.TransformerEncoderLayer.forward hands the weights of linear1 and linear2 to one fused float
-    operator if activation_relu_or_gelu is not 0; the activation itself comes from elsewhere.
-    nn.TransformerEncoder.forward makes nested tensors for that operator if use_nested_tensor.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            encoder_layers: list[nn.Module] = list(module.layers)
-            if any(_holds_int8(layer) for layer in encoder_layers):
-                module.use_nested_tensor = False
-        elif isinstance(module, nn.TransformerEncoderLayer) and _holds_int8(module):
-            module.activation_relu_or_gelu = 0
-
-
-def _holds_int8(layer: nn.Module) -> bool:
-    return any(isinstance(child, QuantizedLinear) for child in layer.children())

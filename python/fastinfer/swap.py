@@ -1,0 +1,119 @@
+"""The int8 twins of a model's linear layers: making them, and what their places need."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fastinfer.candidates import Layer
+from fastinfer.config import Int8Dynamic, Int8Static
+from fastinfer.footprint import tensor_bytes
+from fastinfer.guard import Timing
+from fastinfer.nn import QuantizedLinear
+from fastinfer.ops import unpack_w8
+from fastinfer.summary import Row
+
+_CHUNK = 1 << 17  # values of a weight that are compared at a time
+FusedPath = tuple[nn.Module, str, object]  # (module, attribute, its value before)
+
+
+def make_twins(group: Sequence[Layer]) -> dict[nn.Module, QuantizedLinear]:
+    """The int8 layer of each float one of a group; they share their weight."""
+    # Made as normal tensors even within inference_mode, or nothing could be loaded into them later.
+    with torch.inference_mode(False), torch.no_grad():
+        first = QuantizedLinear.from_linear(group[0].module)
+        made = {group[0].module: first}
+        for layer in group[1:]:
+            twin = made[layer.module] = QuantizedLinear.from_linear(layer.module)
+            twin.weight_packed, twin.weight_scale = first.weight_packed, first.weight_scale
+    return made
+
+
+def put(layer: Layer, module: nn.Module) -> None:
+    """Sets `module` in every place of the model where `layer` stands."""
+    for parent, attribute in layer.places:
+        setattr(parent, attribute, module)
+
+
+def make_row(
+    layer: Layer,
+    twin: QuantizedLinear | None,
+    timing: Timing | None,
+    sqnr_db: float | None,
+    static: bool = False,
+) -> Row:
+    """The summary's row of a layer; `twin`: the int8 layer that replaces it, None if it stays."""
+    module = layer.module
+    measured = timing if timing is not None and timing.error is None else None
+    bytes_before = tensor_bytes(module)
+    missed = static and twin is not None and twin.input_scale is None
+    label = Int8Static.label if static and not missed else Int8Dynamic.label
+    return Row(
+        name=layer.name,
+        in_features=module.in_features,
+        out_features=module.out_features,
+        scheme=label if twin else None,
+        reason=layer.reason,
+        bytes_before=bytes_before,
+        bytes_after=tensor_bytes(twin) if twin else bytes_before,
+        sqnr_db=sqnr_db if twin else None,
+        ms_before=measured.ms_before if measured else None,
+        ms_after=measured.ms_after if measured else None,
+        note="not reached in calibration" if missed else None,
+    )
+
+
+@torch.no_grad()
+def weight_sqnr_db(linear: nn.Linear, quantized: QuantizedLinear) -> float:
+    """20 log10(|W| / |W - W_int8|), Frobenius norms; inf if int8 holds the weight exactly."""
+    signal = error = 0.0
+    rows = max(1, _CHUNK // max(1, linear.in_features))
+    packed = unpack_w8(quantized.weight_packed, linear.out_features, linear.in_features)
+    parts = zip(
+        linear.weight.split(rows),
+        packed.split(rows),
+        quantized.weight_scale.split(rows),
+        strict=True,
+    )
+    for weight, integers, scale in parts:
+        exact = weight.float()
+        signal += _squares(exact)
+        error += _squares(exact - integers * scale[:, None])
+    return 10 * math.log10(signal / error) if error > 0 else math.inf
+
+
+def _squares(x: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+
+
+def close_fused_paths(model: nn.Module) -> list[FusedPath]:
+    """Makes torch's transformer encoder call its linear layers where they are int8 ones.
+
+    nn.TransformerEncoderLayer.forward hands the weights of linear1 and linear2 to one fused float
+    operator if activation_relu_or_gelu is not 0; the activation itself comes from elsewhere.
+    nn.TransformerEncoder.forward makes nested tensors for that operator if use_nested_tensor.
+
+    Returns what `open_fused_paths` takes back.
+    """
+    closed: list[FusedPath] = []
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            encoder_layers: list[nn.Module] = list(module.layers)
+            if any(_holds_int8(layer) for layer in encoder_layers):
+                closed.append((module, "use_nested_tensor", module.use_nested_tensor))
+                module.use_nested_tensor = False
+        elif isinstance(module, nn.TransformerEncoderLayer) and _holds_int8(module):
+            closed.append((module, "activation_relu_or_gelu", module.activation_relu_or_gelu))
+            module.activation_relu_or_gelu = 0
+    return closed
+
+
+def open_fused_paths(closed: Sequence[FusedPath]) -> None:
+    """Undoes `close_fused_paths`."""
+    for module, attribute, value in closed:
+        setattr(module, attribute, value)
+
+
+def _holds_int8(layer: nn.Module) -> bool:
+    return any(isinstance(child, QuantizedLinear) for child in layer.children())
