@@ -10,6 +10,8 @@ from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.fuse import Fusion, fuse_
 from fastinfer.info import show_config
 from fastinfer.nn import quantize_linear
+from fastinfer.optimize import optimize
+from fastinfer.optimized import Optimized
 from fastinfer.quantize import quantize_
 from fastinfer.smooth import smooth_
 from fastinfer.smoothing import Smoothing
@@ -23,6 +25,7 @@ __all__ = [
     "Fusion",
     "Int8Dynamic",
     "Int8Static",
+    "Optimized",
     "Smoothing",
     "Summary",
     "__version__",
@@ -31,6 +34,7 @@ __all__ = [
     "fuse_",
     "nn",
     "ops",
+    "optimize",
     "quantize_",
     "quantize_linear",
     "show_config",

@@ -1,0 +1,146 @@
+"""A model on trial: put into one form after another, run, timed, and put back."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastinfer.compare import Error, float_tensors
+from fastinfer.fuse import Fusion
+from fastinfer.guard import Timing, time_layers
+from fastinfer.observe import call, evaluating
+from fastinfer.spill import Pair, Twins
+from fastinfer.swap import FusedPath, close_fused_paths, open_fused_paths
+
+_ROUNDS = 5  # in each, every form has its turn
+_TURN_SECONDS, _TURN_FEWEST = 0.05, 3
+_CALL = "_compiled_call_impl"  # where nn.Module keeps what a call runs in place of forward
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a model can be: the pairs that are int8 in it, and what a call of it runs."""
+
+    int8: tuple[Pair, ...] = ()
+    call: Any = None
+    fusion: Fusion | None = None
+
+
+class Trial:
+    """`model` and `batches`, in eval mode and inference mode whenever it runs.
+
+    `pairs`: the layers that have an int8 form. `given`: the form that the model came in. `form`:
+    the one that it is in.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        self.model = model
+        self.pairs: list[Pair] = []
+        self.given = self.form = Form(call=vars(model).get(_CALL))
+        self._batches = batches
+        self._had_call = _CALL in vars(model)
+        self._closed: list[FusedPath] = []
+        self._want: list[dict[str, Tensor]] = []
+
+    def int8_form(self, pairs: Sequence[Pair]) -> Form:
+        return Form(tuple(pairs), self.given.call)
+
+    def fused_form(self, fusion: Fusion) -> Form:
+        """The present form, after fuse_."""
+        return Form(self.form.int8, vars(self.model)[_CALL], fusion)
+
+    def become(self, form: Form) -> None:
+        """Puts the model into a form; layers that are in it already are not touched."""
+        if set(form.int8) != set(self.form.int8):
+            open_fused_paths(self._closed)
+            for pair in self.pairs:
+                if pair not in form.int8:
+                    pair.to_float()
+            for pair in form.int8:
+                pair.to_int8()
+            self._closed = close_fused_paths(self.model)
+        if form.call is None and not self._had_call:
+            vars(self.model).pop(_CALL, None)
+        else:
+            setattr(self.model, _CALL, form.call)
+        self.form = form
+
+    def undo(self) -> None:
+        """The model as it was, whatever happened."""
+        open_fused_paths(self._closed)
+        self._closed = []
+        for pair in self.pairs:
+            pair.to_float()
+        self.become(self.given)
+
+    def finish(self) -> None:
+        """Leaves the model in its form and forgets the rest."""
+        for pair in self.pairs:
+            pair.release()
+        self.pairs, self.given, self.form = [], Form(), Form()
+
+    def remember_outputs(self) -> None:
+        """Takes what the model returns now for what `error` compares with."""
+        with self._running():
+            for batch in self._batches:
+                outputs = dict(float_tensors(call(self.model, batch), ""))
+                if not outputs:
+                    raise ValueError("model: its output holds no floating-point tensor to compare")
+                self._want.append({name: y.clone() for name, y in outputs.items()})
+
+    def error(self) -> float:
+        """||y - y0|| / ||y0|| over all outputs for all batches together."""
+        error = Error()
+        with self._running():
+            for batch, want in zip(self._batches, self._want, strict=True):
+                got = dict(float_tensors(call(self.model, batch), ""))
+                if got.keys() != want.keys():
+                    raise ValueError(f"its outputs are {list(got)}, not {list(want)}")
+                for name, y in want.items():
+                    error.add(y, got[name])
+        return error.relative
+
+    def time_pairs(self) -> tuple[dict[nn.Module, Timing], dict[Pair, float]]:
+        """Times each layer beside its twin, on what reaches it; and the error that a pair makes on
+        that input, of its float layers' outputs."""
+        errors = {pair: Error() for pair in self.pairs}
+        pair_of = {layer.module: pair for pair in self.pairs for layer in pair.layers}
+        twins = Twins(self.pairs)
+
+        def look(linear: nn.Module, y: Tensor, got: Tensor) -> None:
+            errors[pair_of[linear]].add(y, got)
+
+        timings = time_layers(self.model, self._batches, twins, look)
+        twins.drop()
+        return timings, {pair: error.relative for pair, error in errors.items()}
+
+    def time(self, forms: Sequence[Form]) -> list[float]:
+        """Seconds of a run over all batches in each form: the median of turns, so that a slow
+        second of the machine falls on all. Forms with the same layers in int8 come in a row, since
+        weights move between the others."""
+        samples: list[list[float]] = [[] for _ in forms]
+        for _ in range(_ROUNDS):
+            for form, taken in zip(forms, samples, strict=True):
+                self.become(form)
+                with self._running():
+                    self._run()  # brings in the weights
+                    start, fewest = perf_counter(), len(taken) + _TURN_FEWEST
+                    while len(taken) < fewest or perf_counter() - start < _TURN_SECONDS:
+                        before = perf_counter()
+                        self._run()
+                        taken.append(perf_counter() - before)
+        return [median(taken) for taken in samples]
+
+    def _run(self) -> None:
+        for batch in self._batches:
+            call(self.model, batch)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with torch.inference_mode(), evaluating(self.model):
+            yield
