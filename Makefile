@@ -22,7 +22,7 @@ demo: $(VENV)/.demo native
 	$(PY) examples/minilm.py
 
 test: $(VENV)/.dev native
-	$(PY) -m pytest -q tests
+	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests
 
 bench: $(VENV)/.bench native
 	$(PY) bench/linear.py

@@ -22,6 +22,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as wide as on a wide terminal, wherever the tests run."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture(autouse=True)
 def _seed_torch(request: pytest.FixtureRequest) -> None:
     """The weights that torch's own layers start with, fixed for each test."""
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
