@@ -5,6 +5,7 @@ from importlib.metadata import version
 from fastinfer import nn, ops
 from fastinfer.calibrate import calibrate
 from fastinfer.calibration import Calibration
+from fastinfer.checkpoint import load
 from fastinfer.compare import Comparison, compare
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.fuse import Fusion, fuse_
@@ -32,6 +33,7 @@ __all__ = [
     "calibrate",
     "compare",
     "fuse_",
+    "load",
     "nn",
     "ops",
     "optimize",
