@@ -105,15 +105,20 @@ def fuse_activations(graph: Graph) -> dict[str, int]:
             if found is None or only_user(gate) is None or not is_tensor(other):
                 continue
             name, x = found
-            if value(x).dtype in FLOATS and same_kind(x, other) and same_kind(x, node):
+            if _fits(x, node) and same_kind(x, other) and same_kind(x, node):
                 _put_in(graph, node, x, other, name)
                 made["gate"] += 1
                 break
     graph.eliminate_dead_code()
     for node in list(graph.nodes):
         found = activation_of(node)
-        if found is not None and found[0] != "relu" and value(node).dtype in FLOATS:
+        if found is not None and found[0] != "relu" and _fits(found[1], node):
             made["activation"] += 1
             if not is_op(node, getitem):
                 _put_in(graph, node, found[1], None, found[0])
     return made
+
+
+def _fits(x: Expr, result: Expr) -> bool:
+    """Whether the kernel takes x; its results are contiguous, so others (channels last) stay."""
+    return value(x).dtype in FLOATS and value(x).dim() > 0 and bool(value(result).is_contiguous())

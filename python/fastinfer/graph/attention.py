@@ -114,18 +114,22 @@ def _heads_divide(q: Expr, k: Expr, v: Expr, out: Expr) -> bool:
 
 def _replace_parts(graph: Graph, softmax: Expr) -> bool:
     """softmax(q k^T * scale + mask, -1) v, of [B, H, T, D] tensors, with nothing else reading the
-    scores or the weights."""
+    scores or the weights.
+
+    A query from which -Inf hides every key gives zeros, as torch's own operator has it, and not
+    the NaN of a softmax of nothing.
+    """
     a = arguments(softmax)
     if not is_last(a["dim"], softmax) or value(softmax).dim() != 4:
         return False
     weights = softmax
     user = only_user(weights)
-    while user is not None and is_op(user, aten.to.dtype):
+    while user is not None and _is_float_cast(user):
         weights, user = user, only_user(user)
     if user is None or not is_op(user, aten.matmul.default) or user.args[0] is not weights:
         return False
     scores = a["self"]
-    while is_op(scores, aten.to.dtype) and only_user(scores) is not None:
+    while _is_float_cast(scores) and only_user(scores) is not None:
         scores = scores.args[0]
     mask = None
     pair = operands(scores, aten.add.Tensor)
@@ -143,9 +147,15 @@ def _replace_parts(graph: Graph, softmax: Expr) -> bool:
     q, k = _plain_heads(q), _plain_heads(k)
     if not _fits(q, k, v, mask) or not _heads_divide(q, k, v, user):
         return False
+    if mask is not None and value(mask).dtype == torch.bool:  # it adds 1, and hides nothing
+        return False
     made = call(graph, user, user, fastinfer.attention.default, q, k, v, mask, scale)
     replace(graph, user, made)
     return True
+
+
+def _is_float_cast(node: Expr) -> bool:
+    return is_op(node, aten.to.dtype) and value(node).dtype in (*FLOATS, torch.float64)
 
 
 def _product(node: Expr) -> tuple[Expr, Expr, float] | None:

@@ -1,12 +1,13 @@
 """The backend of torch.compile: `torch.compile(model, backend="fastinfer")`."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.fx import GraphModule
 
 from fastinfer.graph.capture import normal_form, why_not
-from fastinfer.graph.clean import WritesInPlace
+from fastinfer.graph.clean import MustStay
 from fastinfer.graph.rewrite import Rewritten, rewrite
 
 
@@ -16,15 +17,19 @@ def compile_graph(
     """What to call in place of a captured graph; `record` hears what became of it.
 
     A graph that cannot be rewritten (it records gradients, runs under autocast, writes into
-    tensors that others see) is run as it is.
+    tensors that others see) is run as it is; so is one on which the rewriting fails, with a
+    warning.
     """
     reason = why_not(module)
     if reason is None:
-        normal = normal_form(module)
         try:
+            normal = normal_form(module)
             result = rewrite(normal)
-        except WritesInPlace as error:
+        except MustStay as error:
             reason = str(error)
+        except Exception as error:
+            reason = f"it could not be rewritten ({type(error).__name__}: {error})"
+            warnings.warn(f"a graph was left as it was: {reason}", stacklevel=2)
     if record is not None:
         record(result if reason is None else Rewritten(why_not=reason))
     return module.forward if reason is not None else normal.forward

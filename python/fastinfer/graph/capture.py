@@ -45,6 +45,12 @@ def why_not(module: GraphModule) -> str | None:
         "autocast" in getattr(node.target, "__name__", "") for node in module.graph.nodes
     ):
         return "it runs under autocast"
+    if any("checkpoint" in getattr(node.target, "__name__", "") for node in module.graph.nodes):
+        return "it is checkpointed"
+    if any(
+        node.target is torch._C._set_grad_enabled and node.args[0] for node in module.graph.nodes
+    ):
+        return "it switches gradients on"
     inputs = [n.meta.get("example_value") for n in module.graph.nodes if n.op == "placeholder"]
     if any(not isinstance(x, Tensor | SymInt | SymFloat | int | float) for x in inputs):
         return "it takes something else than tensors and numbers"

@@ -7,30 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from fastinfer.graph.match import Expr, arguments, aten, is_op, is_tensor, same_sizes, value
 
 
-class WritesInPlace(Exception):
-    """The graph changes a tensor that it was given or that several names share."""
+class MustStay(Exception):
+    """Why a graph cannot be rewritten: it depends on where its tensors lie in memory."""
+
+
+def check_memory(graph: Graph) -> None:
+    """Raises MustStay where an operator reads memory by strides: rewriting changes strides."""
+    for node in graph.nodes:
+        if is_op(node, aten.as_strided.default, aten.set_.source_Tensor):
+            raise MustStay(f"it reads memory by strides ({node.target})")
 
 
 def remove_writes(graph: Graph) -> None:
     """`x.add_(y)` becomes `x + y` where x is a tensor of the graph's own that has no views.
 
-    Raises WritesInPlace where a write can be seen from elsewhere: such a graph is left as it is.
+    Raises MustStay where a write can be seen from elsewhere: such a graph is left as it is.
     """
+    past: set[Node] = set()  # what written tensors held before: nothing reads it any more
     for node in list(graph.nodes):
         schema = getattr(node.target, "_schema", None)
         if node.op != "call_function" or schema is None or not schema.is_mutable:
             continue
         target = node.args[0] if node.args else None
         plain = _out_of_place(node)
-        if plain is None or not isinstance(target, Node) or _shared(graph, target, node):
-            raise WritesInPlace(f"it writes in place ({node.target})")
+        if plain is None or not isinstance(target, Node) or _shared(graph, target, node, past):
+            raise MustStay(f"it writes in place ({node.target})")
         with graph.inserting_before(node):
             result = graph.call_function(plain, node.args, node.kwargs)
         result.meta = dict(node.meta)
+        if not _keeps_kind(result):
+            raise MustStay(f"it writes in place and casts ({node.target})")
         node.replace_all_uses_with(result)
         seen = False
         for other in list(graph.nodes):
@@ -39,6 +50,7 @@ def remove_writes(graph: Graph) -> None:
             elif seen:
                 other.replace_input_with(target, result)
         graph.erase_node(node)
+        past.add(target)
 
 
 def _out_of_place(node: Expr) -> Callable[..., Any] | None:
@@ -50,7 +62,16 @@ def _out_of_place(node: Expr) -> Callable[..., Any] | None:
     return getattr(found, overload, None) if found is not None else None
 
 
-def _shared(graph: Graph, target: Expr, writer: Expr) -> bool:
+def _keeps_kind(node: Expr) -> bool:
+    """Whether an operator gives the dtype and shape that its form in place had: x.add_(y) does not
+    promote and x.gt_(y) is no bool."""
+    want = value(node)
+    with want.fake_mode:
+        got = node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+    return got.dtype == want.dtype and same_sizes(got.shape, want.shape)
+
+
+def _shared(graph: Graph, target: Expr, writer: Expr, past: set[Node]) -> bool:
     """Whether the memory of `target` has other names when `writer` writes to it."""
     if target.op != "call_function" or not is_tensor(target):
         return True
@@ -58,6 +79,7 @@ def _shared(graph: Graph, target: Expr, writer: Expr) -> bool:
     before = itertools.takewhile(lambda node: node is not writer, graph.nodes)
     return any(
         other is not target
+        and other not in past
         and isinstance(value(other), Tensor)
         and value(other).untyped_storage()._cdata == storage
         for other in before
@@ -96,3 +118,23 @@ def _is_identity(node: Expr, source: Expr) -> bool:
         plain = a.get("memory_format") in (None, torch.contiguous_format)
         return plain and bool(value(source).is_contiguous())
     return False
+
+
+def allow_any_strides(graph: Graph) -> None:
+    """Results of kernels lie in memory otherwise than those that they replace: a view of one may
+    have to copy, and what the graph returns is made contiguous again where it was."""
+    for node in graph.nodes:
+        if is_op(node, aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+        elif node.op == "output":
+            for result in node.all_input_nodes:
+                if result.op == "call_function" and is_tensor(result):
+                    _make_contiguous(graph, result, node)
+
+
+def _make_contiguous(graph: Graph, result: Expr, end: Expr) -> None:
+    if value(result).layout == torch.strided and value(result).is_contiguous():
+        with graph.inserting_before(end):
+            plain = graph.call_function(aten.contiguous.default, (result,))
+        plain.meta["val"] = value(result)
+        end.replace_input_with(result, plain)

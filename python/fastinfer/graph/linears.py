@@ -116,6 +116,8 @@ def _addition(graph: Graph, node: Expr) -> bool:
     for linear, other in both_orders(node, aten.add.Tensor):
         if not is_op(linear, LINEAR) or only_user(linear) is None or not is_tensor(other):
             continue
+        if other is linear:
+            continue
         if arguments(linear)["residual"] is not None:
             continue
         if not same_kind(linear, other) or not same_kind(linear, node):
@@ -137,7 +139,8 @@ def _side_by_side(graph: Graph) -> int:
         if not is_op(node, LINEAR) or not _reads_columns(node):
             continue
         a = arguments(node)
-        if a["residual"] is None and isinstance(value(node).shape[-1], int):
+        given = all(v is None or v.op in ("placeholder", "get_attr") for v in _weights(node))
+        if a["residual"] is None and given and isinstance(value(node).shape[-1], int):
             key = (a["x"], a["activation"], *_input(node).values(), value(node).dtype)
             groups.setdefault(key, []).append(node)
     groups = {key: nodes for key, nodes in groups.items() if len(nodes) > 1}

@@ -40,10 +40,16 @@ def fuse_norms(graph: Graph) -> dict[str, int]:
 
 
 def _fits(x: Expr, *vectors: Expr) -> bool:
-    """x [..., n] and vectors [n] (or None) of dtypes that the kernels take."""
+    """x [..., n] and contiguous vectors [n] (or None) of dtypes that the kernels take."""
     n = value(x).shape[-1]
     return value(x).dtype in FLOATS and all(
-        v is None or (is_tensor(v) and value(v).dtype in FLOATS and same_sizes(value(v).shape, [n]))
+        v is None
+        or (
+            is_tensor(v)
+            and value(v).dtype in FLOATS
+            and same_sizes(value(v).shape, [n])
+            and value(v).is_contiguous()
+        )
         for v in vectors
     )
 
@@ -63,7 +69,8 @@ def _rms_norm_operator(graph: Graph, node: Expr) -> bool:
     x, weight, eps = a["input"], a["weight"], a["eps"]
     if len(a["normalized_shape"]) != 1 or not _fits(x, weight):
         return False
-    eps = torch.finfo(value(x).dtype).eps if eps is None else eps
+    if eps is None:  # torch takes that of the dtype it computes in
+        eps = torch.finfo(torch.float32).eps
     norm = call(graph, node, None, fastinfer.rms_norm.default, x, weight, eps)
     replace(graph, node, output(graph, norm, Y, node))
     return True

@@ -7,7 +7,12 @@ from torch.fx import Graph, GraphModule
 
 from fastinfer.graph.activations import fuse_activations, name_activations
 from fastinfer.graph.attention import fuse_attention
-from fastinfer.graph.clean import remove_identities, remove_writes
+from fastinfer.graph.clean import (
+    allow_any_strides,
+    check_memory,
+    remove_identities,
+    remove_writes,
+)
 from fastinfer.graph.linears import fuse_linears, hand_over_rows
 from fastinfer.graph.norms import fuse_norms
 from fastinfer.graph.rope import fuse_rope
@@ -25,9 +30,10 @@ class Rewritten:
 def rewrite(module: GraphModule) -> Rewritten:
     """Rewrites a graph in normal form, in place.
 
-    Raises WritesInPlace if the graph changes tensors that others see; it is of no use then.
+    Raises MustStay if the graph depends on where its tensors lie in memory; it is of no use then.
     """
     graph = module.graph
+    check_memory(graph)
     remove_writes(graph)
     remove_identities(graph)
     name_activations(graph)
@@ -40,6 +46,7 @@ def rewrite(module: GraphModule) -> Rewritten:
         graph.eliminate_dead_code()
     result.fused = +result.fused
     result.left = _computations(graph)
+    allow_any_strides(graph)
     graph.lint()
     module.recompile()
     return result

@@ -39,7 +39,9 @@ def _match(node: Expr) -> tuple[Expr, Expr, Expr] | None:
                 continue
             for other, cos in both_orders(straight, aten.mul.Tensor):
                 tables = [_without_heads(t, x) for t in (cos, sin)]
-                if other is x and all(tables) and same_kind(x, node):
+                if not all(tables) or value(tables[0]).dtype != value(tables[1]).dtype:
+                    continue
+                if other is x and same_kind(x, node):
                     return x, tables[0], tables[1]
     return None
 
@@ -79,14 +81,16 @@ def _without_heads(table: Expr, x: Expr) -> Expr:
     """The table [.., T, D] behind one that was made to broadcast over the heads of x."""
     if not is_tensor(table) or value(table).dtype not in (*FLOATS[:1], value(x).dtype):
         return None
+    batch, _, length, size = value(x).shape
+    batches = [1]  # a table [B, T, D] that broadcasts as it is has one plane a head
     if is_op(table, aten.unsqueeze.default) and value(table).dim() == 4:
         inner, dim = table.args
         if dim != 1:
             return None
         table = inner
-    batch, _, length, size = value(x).shape
+        batches.append(batch)
     shape = value(table).shape
     fits = same_sizes(shape, [length, size]) or any(
-        same_sizes(shape, [b, length, size]) for b in (1, batch)
+        same_sizes(shape, [b, length, size]) for b in batches
     )
     return table if fits else None
