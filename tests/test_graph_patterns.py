@@ -182,6 +182,11 @@ NOT_ACTIVATION = {
     "c": lambda x: tanh_gelu(x, c=0.79),
     "no dimension": lambda x: F.silu(x.sum()) * F.gelu(x.mean()),
     "double": lambda x: F.silu(x.double()) * x,
+    "integers": lambda x: (n := x.long()) * torch.sigmoid(n),
+    "quick, no dimension": lambda x: (n := x.sum()) * torch.sigmoid(1.702 * n),
+    "quick, channels last": lambda x: (
+        (n := x[None].to(memory_format=torch.channels_last)) * torch.sigmoid(1.702 * n)
+    ),
     "channels last": lambda x: F.gelu(x[None].to(memory_format=torch.channels_last)),
     "turned": lambda x: F.gelu(x.transpose(1, 2)).transpose(1, 2).view(3, -1),
 }

@@ -1,5 +1,6 @@
 """`fuse_`: a model's blocks on fused kernels, without a change to the model's code."""
 
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_tracing
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
 from fastinfer.graph import Rewritten, compile_graph
@@ -91,7 +94,10 @@ def fuse_(model: nn.Module, example_inputs: Any = None) -> Fusion:
     classes: the model is traced by torch.compile (Ansel et al., "PyTorch 2", 2024) when it is
     first called, which takes seconds, and the graph is rewritten. The guards of torch.compile
     notice calls that differ (training mode, other options, hooks added): those are traced anew.
-    Batch and length may vary freely; 1 and more than 1 are different graphs.
+    Batch and length may vary freely; 1 and more than 1 are different graphs. Where another tracer
+    is at work (torch.compile, torch.export, torch.jit.trace), or hooks on all modules are set, the
+    model runs as it is. nn.TransformerEncoder's own fused path is not taken: positions that are
+    masked as padding hold numbers like any other, where that path wrote zeros.
 
     model: on the CPU, in eval mode, to be called under torch.inference_mode() or torch.no_grad():
     a call that records gradients runs as it did before, with a warning.
@@ -115,6 +121,31 @@ def fuse_(model: nn.Module, example_inputs: Any = None) -> Fusion:
     return fusion
 
 
+def _is_traced() -> bool:
+    """Whether a tracer other than that of fuse_ looks at this call: it sees the model as it is."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_fx_tracing()
+
+
+class _GuardHooks(threading.local):
+    """torch.compile does not notice hooks that are added to a traced module, unless it is told to
+    when it writes its guards, which is right after it called the backend."""
+
+    _patch: Any = None
+
+    def start(self) -> None:
+        if self._patch is None:
+            self._patch = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+            self._patch.__enter__()
+
+    def stop(self) -> None:
+        if self._patch is not None:
+            self._patch.__exit__(None, None, None)
+            self._patch = None
+
+
+_guard_hooks = _GuardHooks()
+
+
 class _FusedCall:
     """Stands where nn.Module.compile() keeps the compiled call of a module."""
 
@@ -123,6 +154,7 @@ class _FusedCall:
         self._warned = False
 
         def backend(module: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
+            _guard_hooks.start()
             return compile_graph(module, fusion.graphs.append)
 
         # A frame of this file: torch.compile does not trace from those of torch.nn.
@@ -134,6 +166,8 @@ class _FusedCall:
         self._compiled = torch.compile(run, backend=backend)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _is_traced() or _has_any_global_hook():
+            return self._model._call_impl(*args, **kwargs)
         if torch.is_grad_enabled():
             self._warn()
             return self._model._call_impl(*args, **kwargs)
@@ -141,7 +175,10 @@ class _FusedCall:
         for t in pytree.tree_leaves((args, kwargs)):
             if isinstance(t, Tensor):
                 torch._dynamo.maybe_mark_dynamic(t, list(range(t.dim())))
-        return self._compiled(*args, **kwargs)
+        try:
+            return self._compiled(*args, **kwargs)
+        finally:
+            _guard_hooks.stop()
 
     def _warn(self) -> None:
         if not self._warned and not self._model.training:

@@ -33,7 +33,7 @@ def name_activations(graph: Graph) -> None:
             scale, x = found
             if scale == 1.0:
                 replace(graph, node, call(graph, node, node, aten.silu.default, x))
-            elif scale == 1.702 and value(node).dtype in FLOATS:
+            elif scale == 1.702 and _fits(x, node):
                 _put_in(graph, node, x, None, "quick_gelu")
     graph.eliminate_dead_code()  # the parts, which read x as well
 
@@ -62,7 +62,7 @@ def _sigmoid_gate(node: Expr) -> tuple[float, Expr] | None:
         if not is_op(gate, aten.sigmoid.default) or not is_tensor(x):
             continue
         scale, inner = number_and_node(gate.args[0], aten.mul.Tensor) or (1.0, gate.args[0])
-        if inner is x:
+        if inner is x and same_kind(x, node):  # not x of an integer dtype
             return scale, x
     return None
 

@@ -1,0 +1,179 @@
+"""A fused model called in every way that the model could be called before."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import fastinfer
+from families import answer, inputs, make
+from fastinfer import fuse_
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+
+
+def same(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_hooks_come_and_go():
+    model, x = make("mlp"), torch.randn(2, 5, 64)
+    fusion = fuse_(model)
+    before = model(x)
+    assert fusion.fused == {"activation": 1}
+    seen = []
+    for register in (
+        model[1].register_forward_pre_hook,
+        model[1].register_forward_hook,
+        model.register_forward_hook,
+        nn.modules.module.register_module_forward_hook,
+    ):
+        seen.clear()
+        handle = register(lambda module, args, *output: seen.append(args[0].clone()))
+        same(model(x), before)
+        wanted, unfused = list(seen), copy.deepcopy(model)
+        seen.clear()
+        unfused(x)
+        assert len(wanted) == len(seen) > 0
+        for a, b in zip(wanted, seen, strict=True):
+            same(a, b)
+        handle.remove()
+        seen.clear()
+        same(model(x), before)
+        assert not seen
+    handle = model[1].register_forward_hook(lambda module, args, output: 0 * output)
+    same(model(x)[0, 0], model[2].bias.detach())
+    handle.remove()
+    model[1].forward = lambda x: 0 * x
+    same(model(x)[0, 0], model[2].bias.detach())
+
+
+@torch.inference_mode()
+def test_many_models_in_one_process():
+    """torch.compile keeps few graphs (eight) a code object: models must not share one."""
+    with torch._dynamo.config.patch(recompile_limit=1):
+        fusions = [fuse_(make("mlp"), torch.randn(2, 5, 64)) for _ in range(3)]
+    assert all(len(fusion.graphs) == 1 for fusion in fusions)
+
+
+@torch.inference_mode()
+def test_more_variants_than_torch_compile_keeps():
+    model = make("mlp")
+    fuse_(model)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for dims in range(1, 4):
+            x = torch.randn(*[2] * dims, 64)
+            same(model(x), make("mlp")(x))
+
+
+def test_gradients_run_unfused_and_are_right():
+    model, original, given = make("bert"), make("bert"), inputs("bert", 2, 9)
+    fuse_(model)
+    with pytest.warns(UserWarning, match="ran unfused"):
+        model(**given)[0].sum().backward()
+    original(**given)[0].sum().backward()
+    for p, q in zip(model.parameters(), original.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        assert p.grad is None or torch.equal(p.grad, q.grad)
+
+
+@torch.no_grad()
+def test_checkpointed():
+    model, original, given = make("bert"), make("bert"), inputs("bert", 2, 9)
+    for m in (model, original):
+        m.activation_checkpointing_enable()
+        m.train()
+    fusion = fuse_(model)
+    answers = []
+    for m in (model, original):
+        torch.manual_seed(0)
+        answers.append(answer(m, given))
+    same(*answers)
+    assert fusion.reasons == ("it is checkpointed",)
+
+
+def test_within_other_tracers():
+    model, x = make("mlp"), torch.randn(2, 3, 64)
+    want = make("mlp")(x).detach()
+    fuse_(model)
+    with torch.no_grad():
+        same(model(x), want)
+        same(torch.compile(nn.Sequential(model), backend="eager", fullgraph=True)(x), want)
+        for strict in (False, True):
+            same(torch.export.export(model, (x,), strict=strict).module()(x), want)
+        same(torch.jit.trace(model, x)(x), want)
+        same(torch.fx.symbolic_trace(model)(x), want)
+        same(torch.func.vmap(model)(x), want)
+        twice = {k: 2 * v for k, v in model.state_dict().items()}
+        same(
+            torch.func.functional_call(model, twice, x),
+            torch.func.functional_call(make("mlp"), twice, x),
+        )
+
+
+@torch.no_grad()
+def test_copies_states_and_dtypes():
+    model, given = make("bert"), inputs("bert", 2, 9)
+    fusion = fuse_(model.encoder)
+    want = answer(model, given)
+    assert fusion.fused["attention"] == 1
+    same(answer(pickle.loads(pickle.dumps(model)), given), want)
+    same(answer(copy.deepcopy(model), given), want)
+    other = make("bert")
+    for p in other.parameters():
+        p.mul_(1.1)
+    model.load_state_dict(other.state_dict())
+    same(answer(model, given), answer(other, given))
+    fuse_(model)  # around the fused encoder
+    same(answer(model, given), answer(other, given))
+    model.to(torch.bfloat16)
+    error = (answer(model, given) - answer(other, given)).norm() / answer(other, given).norm()
+    assert error < 2.0**-5, "a few roundings of 2^-9 one after another"
+    summary = fastinfer.quantize_(model.float())
+    assert summary.rows
+    assert answer(model, given).isfinite().all()
+
+
+def test_threads():
+    model, original, wrong = make("mlp"), make("mlp"), []
+    fuse_(model)
+
+    @torch.inference_mode()
+    def work(batch):
+        for length in (1, 5, 9):
+            x = torch.randn(batch, length, 64)
+            if not torch.allclose(model(x), original(x), rtol=1e-4, atol=1e-4):
+                wrong.append((batch, length))
+
+    threads = [threading.Thread(target=work, args=(batch,)) for batch in (1, 2, 3, 4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_generate():
+    import transformers as hf
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = hf.LlamaConfig(
+        **sizes, num_key_value_heads=2, intermediate_size=96, vocab_size=100, pad_token_id=0
+    )
+    model = hf.LlamaForCausalLM(config).eval()
+    original = copy.deepcopy(model)
+    fusion = fuse_(model)
+    ids = torch.randint(3, 100, (2, 6))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0  # padded on the left
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(model.generate(ids, **options), original.generate(ids, **options))
+    assert fusion.fused["attention"] == 1
+    assert len(fusion.graphs) <= 4, "one for the prompt, one for its continuation, sizes as symbols"
