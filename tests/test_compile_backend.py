@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from families import answer, inputs, make
-from fastinfer.graph import Rewritten, backend, compile_graph
+from fastinfer.graph.backend import backend, compile_graph
+from fastinfer.graph.rewritten import Rewritten
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastinfer.graph import Rewritten, compile_graph
+from fastinfer.graph.backend import compile_graph
+from fastinfer.graph.rewritten import Rewritten
 from fastinfer.nn import quantize_linear
 
 B, H, T, S, D = 2, 4, 5, 6, 8  # batch, heads, queries, keys, size of a head

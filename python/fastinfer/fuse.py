@@ -16,7 +16,7 @@ from torch.fx._symbolic_trace import is_fx_tracing
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
-from fastinfer.graph import Rewritten, compile_graph
+from fastinfer.graph.rewritten import Rewritten
 from fastinfer.observe import call, check_inputs
 from fastinfer.render import Printable
 
@@ -27,7 +27,8 @@ class Fusion(Printable):
     """What `fuse_` found in a model: filled when the model is first called, and after that when it
     is called in a way that needs another graph (batch or length 1, another dtype, other options).
 
-    `graphs`: one :class:`fastinfer.graph.Rewritten` a captured graph, in the order of capture.
+    `graphs`: one :class:`fastinfer.graph.rewritten.Rewritten` a captured graph, in the order of
+    capture.
     """
 
     def __init__(self) -> None:
@@ -155,6 +156,8 @@ class _FusedCall:
 
         def backend(module: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
             _guard_hooks.start()
+            from fastinfer.graph.backend import compile_graph  # a second, and only at a call
+
             return compile_graph(module, fusion.graphs.append)
 
         # A frame of this file: torch.compile does not trace from those of torch.nn.

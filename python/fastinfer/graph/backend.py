@@ -8,7 +8,8 @@ from torch.fx import GraphModule
 
 from fastinfer.graph.capture import normal_form, why_not
 from fastinfer.graph.clean import MustStay
-from fastinfer.graph.rewrite import Rewritten, rewrite
+from fastinfer.graph.rewrite import rewrite
+from fastinfer.graph.rewritten import Rewritten
 
 
 def compile_graph(

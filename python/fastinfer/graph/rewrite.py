@@ -1,7 +1,6 @@
 """The passes in order, and what they did."""
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 from torch.fx import Graph, GraphModule
 
@@ -15,16 +14,8 @@ from fastinfer.graph.clean import (
 )
 from fastinfer.graph.linears import fuse_linears, hand_over_rows
 from fastinfer.graph.norms import fuse_norms
+from fastinfer.graph.rewritten import Rewritten
 from fastinfer.graph.rope import fuse_rope
-
-
-@dataclass
-class Rewritten:
-    """What became of one graph: fusions by kind, operators that stayed, by name."""
-
-    fused: Counter[str] = field(default_factory=Counter)
-    left: Counter[str] = field(default_factory=Counter)
-    why_not: str | None = None
 
 
 def rewrite(module: GraphModule) -> Rewritten:
