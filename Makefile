@@ -15,7 +15,7 @@ EDITABLE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-dir=$(BU
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test bench lint format wheel asan tsan cross native clean
+.PHONY: demo test bench lint style format wheel asan tsan cross native clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo native
@@ -27,13 +27,15 @@ test: $(VENV)/.dev native
 bench: $(VENV)/.bench native
 	$(PY) bench/linear.py
 
-lint: $(VENV)/.dev
+lint: style
+	cmake --preset dev >/dev/null
+	cmake --build --preset dev
+
+style: $(VENV)/.dev
 	ruff check .
 	ruff format --check .
 	mypy
 	clang-format --dry-run --Werror $(CXX_FILES)
-	cmake --preset dev >/dev/null
-	cmake --build --preset dev
 
 format: $(VENV)/.dev
 	ruff check --fix .
