@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
-from torch.fx._symbolic_trace import is_fx_tracing
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
@@ -124,7 +124,7 @@ def fuse_(model: nn.Module, example_inputs: Any = None) -> Fusion:
 
 def _is_traced() -> bool:
     """Whether a tracer other than that of fuse_ looks at this call: it sees the model as it is."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_fx_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_fx_symbolic_tracing()
 
 
 class _GuardHooks(threading.local):
