@@ -21,8 +21,7 @@ from fastinfer.graph.match import (
     value,
 )
 from fastinfer.graph.norms import FLOATS
-
-LARGEST_HEAD = 256
+from fastinfer.ops import MAX_HEAD_DIM
 
 
 def fuse_attention(graph: Graph) -> dict[str, int]:
@@ -93,7 +92,7 @@ def _fits(q: Expr, k: Expr, v: Expr, mask: Expr) -> bool:
     if len({t.dtype for t in tensors}) != 1:
         return False
     size = tensors[0].shape[-1]
-    if not isinstance(size, int) or not 1 <= size <= LARGEST_HEAD:
+    if not isinstance(size, int) or not 1 <= size <= MAX_HEAD_DIM:
         return False
     if any(not same_sizes([t.shape[-1]], [size]) for t in tensors):
         return False

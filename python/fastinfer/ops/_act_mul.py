@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastinfer.ops._common import ACTIVATIONS, FLOATS, check_tensor, run, shape_text
+from fastinfer.ops._common import FLOATS, check_activation, check_tensor, run, shape_text
 
 
 def act_mul(
@@ -60,10 +60,7 @@ def _check_act_mul(
             )
         if other.device != x.device:
             raise ValueError(f"{op}: other is on {other.device}, want {x.device}, where x is")
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"{op}: activation is {activation!r}, want one of {', '.join(ACTIVATIONS)}"
-        )
+    check_activation(op, activation)
     if not (emit_fp or emit_rows):
         raise ValueError(f"{op}: emit_fp and emit_rows are False, want one of them")
 

@@ -70,3 +70,10 @@ def check_vector(op: str, name: str, t: Tensor, dtype: torch.dtype, n: int | Non
         raise ValueError(f"{op}: {name} has shape {shape_text(t.shape)}, want {want}")
     if not t.is_contiguous():
         raise ValueError(f"{op}: {name} has stride {t.stride(0)}, want a contiguous vector")
+
+
+def check_activation(op: str, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"{op}: activation is {activation!r}, want one of {', '.join(ACTIVATIONS)}"
+        )

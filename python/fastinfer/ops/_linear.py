@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from fastinfer.ops._common import check_tensor, run, shape_text
+from fastinfer.ops._common import check_activation, check_tensor, run, shape_text
 from fastinfer.ops._linear_checks import (
-    check_activation,
     check_device,
     check_input,
     check_out_dtype,

@@ -3,14 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastinfer.ops._common import ACTIVATIONS, FLOATS, check_tensor, check_vector, shape_text
-
-
-def check_activation(op: str, activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"{op}: activation is {activation!r}, want one of {', '.join(ACTIVATIONS)}"
-        )
+from fastinfer.ops._common import FLOATS, check_tensor, check_vector, shape_text
 
 
 def check_out_dtype(op: str, x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:

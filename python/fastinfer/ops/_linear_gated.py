@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from fastinfer.ops._common import run
+from fastinfer.ops._common import check_activation, run
 from fastinfer.ops._linear_checks import (
-    check_activation,
     check_input,
     check_out_dtype,
     check_weight,
