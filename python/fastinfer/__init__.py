@@ -13,6 +13,7 @@ from fastinfer.info import show_config
 from fastinfer.nn import quantize_linear
 from fastinfer.optimize import optimize
 from fastinfer.optimized import Optimized
+from fastinfer.qat import convert_qat_, prepare_qat_
 from fastinfer.quantize import quantize_
 from fastinfer.smooth import smooth_
 from fastinfer.smoothing import Smoothing
@@ -32,11 +33,13 @@ __all__ = [
     "__version__",
     "calibrate",
     "compare",
+    "convert_qat_",
     "fuse_",
     "load",
     "nn",
     "ops",
     "optimize",
+    "prepare_qat_",
     "quantize_",
     "quantize_linear",
     "show_config",

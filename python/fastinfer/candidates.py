@@ -31,11 +31,14 @@ class Layer:
 
 
 def find_layers(
-    model: nn.Module, filter_fn: FilterFn | None, quantized_too: bool = False
+    model: nn.Module,
+    filter_fn: FilterFn | None,
+    quantized_too: bool = False,
+    parametrized_too: bool = False,
 ) -> list[Layer]:
     """Every linear module below `model`, in the model's order, each once, with its reason.
 
-    quantized_too: to be quantised already is no reason.
+    quantized_too, parametrized_too: to be that is no reason.
     """
     layers = {
         id(module): Layer(module, [name])
@@ -51,7 +54,7 @@ def find_layers(
                 if name not in layer.names:
                     layer.names.append(name)
     for layer in layers.values():
-        layer.reason = _why_left(layer, filter_fn, quantized_too)
+        layer.reason = _why_left(layer, filter_fn, quantized_too, parametrized_too)
     return list(layers.values())
 
 
@@ -84,17 +87,34 @@ def group_tied(model: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
     return [group for group in tied + empty if group[0].reason is None]
 
 
-def _why_left(layer: Layer, filter_fn: FilterFn | None, quantized_too: bool) -> str | None:
+def bare(module: nn.Linear, kind: type[nn.Linear]) -> nn.Linear:
+    """`module` as a `kind` without parametrisations, with the weight and bias that these give."""
+    twin = kind.__new__(kind)
+    twin.__dict__ = module.__dict__ | {
+        "_parameters": {
+            name: None if value is None else nn.Parameter(value.detach(), requires_grad=False)
+            for name, value in (("weight", module.weight), ("bias", module.bias))
+        },
+        "_modules": {k: m for k, m in module._modules.items() if k != "parametrizations"},
+    }
+    return twin
+
+
+def _why_left(
+    layer: Layer, filter_fn: FilterFn | None, quantized_too: bool, parametrized_too: bool
+) -> str | None:
     module = layer.module
     quantized = isinstance(module, QuantizedLinear)
     if quantized and not quantized_too:
         return ALREADY
     if parametrize.is_parametrized(module):
-        return "it is parametrised (torch.nn.utils.parametrize)"
+        if not parametrized_too:
+            return "it is parametrised (torch.nn.utils.parametrize)"
+        module = bare(module, parametrize.type_before_parametrizations(module))
     reason = None if quantized else why_not_quantizable(module)
     if reason is not None:
         return reason
-    if filter_fn is not None and not all(_chosen(filter_fn, module, n) for n in layer.names):
+    if filter_fn is not None and not all(_chosen(filter_fn, layer.module, n) for n in layer.names):
         return "filter_fn left it out"
     if quantized:
         return None

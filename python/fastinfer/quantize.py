@@ -68,7 +68,7 @@ def quantize_(
     static = isinstance(config, Int8Static)
     ranges = config.calibration.by_name if isinstance(config, Int8Static) else {}
     layers = find_layers(model, filter_fn, quantized_too=static)
-    _check_names(ranges, layers)
+    check_names(ranges, layers)
     groups = group_tied(model, layers)
     for layer in layers:
         if layer.reason is None and isinstance(layer.module, QuantizedLinear):
@@ -121,7 +121,8 @@ def _check(model: object, config: object, filter_fn: object, example_inputs: obj
         )
 
 
-def _check_names(ranges: Mapping[str, InputRange], layers: list[Layer]) -> None:
+def check_names(ranges: Mapping[str, InputRange], layers: list[Layer]) -> None:
+    """Raises ValueError if a range is of none of `layers`."""
     unknown = ranges.keys() - {layer.name for layer in layers}
     if unknown:
         raise ValueError(

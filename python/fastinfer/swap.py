@@ -10,7 +10,7 @@ from fastinfer.candidates import Layer
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import tensor_bytes
 from fastinfer.guard import Timing
-from fastinfer.nn import QuantizedLinear
+from fastinfer.nn import QATLinear, QuantizedLinear
 from fastinfer.ops import unpack_w8
 from fastinfer.summary import Row
 
@@ -88,7 +88,7 @@ def _squares(x: torch.Tensor) -> float:
 
 
 def close_fused_paths(model: nn.Module) -> list[FusedPath]:
-    """Makes torch's transformer encoder call its linear layers where they are int8 ones.
+    """Makes torch's transformer encoder call its linear layers where they are int8, or to be.
 
     nn.TransformerEncoderLayer.forward hands the weights of linear1 and linear2 to one fused float
     operator if activation_relu_or_gelu is not 0; the activation itself comes from elsewhere.
@@ -116,4 +116,4 @@ def open_fused_paths(closed: Sequence[FusedPath]) -> None:
 
 
 def _holds_int8(layer: nn.Module) -> bool:
-    return any(isinstance(child, QuantizedLinear) for child in layer.children())
+    return any(isinstance(child, QuantizedLinear | QATLinear) for child in layer.children())

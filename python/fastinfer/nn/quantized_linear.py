@@ -139,13 +139,9 @@ class QuantizedLinear(nn.Module):
         Raises:
             ValueError: an end is not finite in float32, or ``low > high``.
         """
-        ends = torch.tensor([low, high], dtype=torch.float32)
-        if not ends.isfinite().all() or low > high:
-            raise ValueError(f"set_input_range: got {low} to {high}, want finite, low <= high")
-        offset = ends[1:] / 2 + ends[:1] / 2
-        reach = torch.maximum(ends[1:] - offset, offset - ends[:1]).clamp(min=2.0**-118)
+        scale, offset = scale_and_offset(low, high)
         device = self.weight_scale.device
-        self.input_scale, self.input_offset = (reach / 127).to(device), offset.to(device)
+        self.input_scale, self.input_offset = scale.to(device), offset.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` float32, bfloat16 or float16 -> ``[..., out_features]``.
@@ -296,6 +292,16 @@ class QuantizedLinear(nn.Module):
                     f"{prefix}{name} is {number}, want a finite number, a scale of 2**-126 or more"
                 )
         return None
+
+
+def scale_and_offset(low: float, high: float) -> tuple[Tensor, Tensor]:
+    """What :meth:`QuantizedLinear.set_input_range` sets: float32 ``[1]`` each, on the CPU."""
+    ends = torch.tensor([low, high], dtype=torch.float32, device="cpu")
+    if not ends.isfinite().all() or low > high:
+        raise ValueError(f"set_input_range: got {low} to {high}, want finite, low <= high")
+    offset = ends[1:] / 2 + ends[:1] / 2
+    reach = torch.maximum(ends[1:] - offset, offset - ends[:1]).clamp(min=2.0**-118)
+    return reach / 127, offset
 
 
 def why_not_quantizable(module: nn.Module) -> str | None:
