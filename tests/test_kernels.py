@@ -72,6 +72,23 @@ def test_sums_of_extremes_do_not_saturate(kernel, x, y):
     np.testing.assert_array_equal(got, np.full((m, n), x * y * k))
 
 
+@pytest.mark.parametrize("center", [0, -112, 100])
+@pytest.mark.parametrize("deviation", [5, 20, 40])
+@pytest.mark.parametrize("kernel", rows("gemm_s8s8s32"))
+def test_sums_of_rows_with_outliers_are_exact(kernel, deviation, center, rng):
+    """Rows as models have them: close around a value, some far off it, neighbours among them."""
+    for m, n, k in [(7, 33, 100), (400, 17, 768), (60, 40, 3072), (9, 20, 40000)]:
+        a = np.clip(np.rint(rng.normal(center, deviation, (m, k))), -128, 127).astype(np.int8)
+        a[rng.random(a.shape) < 0.01] = 127
+        a[rng.random(a.shape) < 0.01] = -128
+        for row in range(0, m, 5):
+            start = rng.integers(0, k - 1)
+            a[row, start : start + 9] = rng.choice([-128, 127])
+        w = int8(rng, n, k)
+        want = a.astype(np.float64) @ w.astype(np.float64).T  # exact: every sum is below 2**53
+        np.testing.assert_array_equal(sums(kernel, a, w), want, err_msg=f"M, N, K = {m}, {n}, {k}")
+
+
 def to_float64(a, dtype):
     if dtype == "bf16":
         return (a.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
