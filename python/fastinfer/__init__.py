@@ -8,40 +8,61 @@ from fastinfer.calibration import Calibration
 from fastinfer.checkpoint import load
 from fastinfer.compare import Comparison, compare
 from fastinfer.config import Int8Dynamic, Int8Static
+from fastinfer.criteria import Magnitude, Random, Taylor, Wanda
 from fastinfer.fuse import Fusion, fuse_
 from fastinfer.info import show_config
+from fastinfer.masked import Sparsity, finalize_pruning_, sparsity_of
 from fastinfer.nn import quantize_linear
 from fastinfer.optimize import optimize
 from fastinfer.optimized import Optimized
+from fastinfer.prune import prune_
+from fastinfer.pruning import Pruning
 from fastinfer.qat import convert_qat_, prepare_qat_
 from fastinfer.quantize import quantize_
+from fastinfer.schedule import CubicSchedule
 from fastinfer.smooth import smooth_
 from fastinfer.smoothing import Smoothing
+from fastinfer.sparsegpt import SparseGPT
+from fastinfer.sparsity import BlockSparse, Sparse24, Unstructured
 from fastinfer.summary import Summary
 
 __version__ = version("fastinfer")
 
 __all__ = [
+    "BlockSparse",
     "Calibration",
     "Comparison",
+    "CubicSchedule",
     "Fusion",
     "Int8Dynamic",
     "Int8Static",
+    "Magnitude",
     "Optimized",
+    "Pruning",
+    "Random",
     "Smoothing",
+    "Sparse24",
+    "SparseGPT",
+    "Sparsity",
     "Summary",
+    "Taylor",
+    "Unstructured",
+    "Wanda",
     "__version__",
     "calibrate",
     "compare",
     "convert_qat_",
+    "finalize_pruning_",
     "fuse_",
     "load",
     "nn",
     "ops",
     "optimize",
     "prepare_qat_",
+    "prune_",
     "quantize_",
     "quantize_linear",
     "show_config",
     "smooth_",
+    "sparsity_of",
 ]

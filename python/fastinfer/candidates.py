@@ -14,6 +14,7 @@ FilterFn = Callable[[nn.Module, str], bool]
 Owners = dict[int, list[tuple[str, nn.Module]]]  # by address: (name of the tensor, its module)
 
 ALREADY = "it is quantised already"
+LEFT_OUT = "filter_fn left it out"
 
 
 @dataclass
@@ -40,6 +41,14 @@ def find_layers(
 
     quantized_too, parametrized_too: to be that is no reason.
     """
+    layers = list_layers(model)
+    for layer in layers:
+        layer.reason = _why_left(layer, filter_fn, quantized_too, parametrized_too)
+    return layers
+
+
+def list_layers(model: nn.Module) -> list[Layer]:
+    """Every linear module below `model`, in the model's order, each once, without reasons."""
     layers = {
         id(module): Layer(module, [name])
         for name, module in model.named_modules()
@@ -53,8 +62,6 @@ def find_layers(
                 name = f"{prefix}.{attribute}" if prefix else attribute
                 if name not in layer.names:
                     layer.names.append(name)
-    for layer in layers.values():
-        layer.reason = _why_left(layer, filter_fn, quantized_too, parametrized_too)
     return list(layers.values())
 
 
@@ -114,30 +121,34 @@ def _why_left(
     reason = None if quantized else why_not_quantizable(module)
     if reason is not None:
         return reason
-    if filter_fn is not None and not all(_chosen(filter_fn, layer.module, n) for n in layer.names):
-        return "filter_fn left it out"
+    if filter_fn is not None and not is_chosen(layer, filter_fn):
+        return LEFT_OUT
     if quantized:
         return None
     if module.weight.is_meta:
         return "it is on the meta device, without values"
     if module.weight.device.type != "cpu":
         return f"it is on {module.weight.device}; the kernels are for the CPU"
-    if not _all_finite(module.weight):
+    if not all_finite(module.weight):
         return "its weight holds NaN or Inf"
     return None
 
 
 @torch.no_grad()
-def _all_finite(weight: Tensor) -> bool:
+def all_finite(weight: Tensor) -> bool:
     """Without the temporaries, twice the weight's size, of torch.isfinite(weight).all()."""
     return not weight.numel() or all(end.isfinite() for end in torch.aminmax(weight))
 
 
-def _chosen(filter_fn: FilterFn, module: nn.Module, name: str) -> bool:
-    chosen = filter_fn(module, name)
-    if not isinstance(chosen, bool):
-        raise TypeError(f"filter_fn: returned {chosen!r} for {name}, want True or False")
-    return chosen
+def is_chosen(layer: Layer, filter_fn: FilterFn) -> bool:
+    """Whether filter_fn takes the layer under all of its names."""
+    for name in layer.names:
+        chosen = filter_fn(layer.module, name)
+        if not isinstance(chosen, bool):
+            raise TypeError(f"filter_fn: returned {chosen!r} for {name}, want True or False")
+        if not chosen:
+            return False
+    return True
 
 
 def owners(model: nn.Module) -> Owners:

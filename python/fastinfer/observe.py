@@ -1,7 +1,7 @@
 """Runs a model once to look at it, and leaves it and the process as they were."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,24 +29,60 @@ def check_batches(batches: object) -> None:
         )
 
 
+def track_batches(batches: Iterable[Any], progress: bool | None) -> Iterator[Any]:
+    """`batches`, with a bar: True or False shows or hides it; None shows it on a terminal.
+
+    Raises ValueError if there is none.
+    """
+    console = Console(stderr=True)
+    if progress is None:
+        progress = console.is_terminal
+    with Progress(console=console, transient=console.is_terminal, disable=not progress) as bar:
+        empty = True
+        for batch in bar.track(batches, description="Running batches"):
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("batches: it is empty, want at least one batch")
+
+
 def run_batches(model: nn.Module, batches: Iterable[Any], progress: bool | None) -> Iterator[Any]:
     """Calls `model` on each of `batches` as `observed` does; yields what it returns.
 
     progress: True or False shows or hides a bar; None shows it on a terminal.
     Raises TypeError if a batch is not one, ValueError if there is none.
     """
-    console = Console(stderr=True)
-    if progress is None:
-        progress = console.is_terminal
-    with Progress(console=console, transient=console.is_terminal, disable=not progress) as bar:
-        number = 0
-        for number, batch in enumerate(bar.track(batches, description="Running batches"), 1):
-            check_inputs(f"batches: number {number}", batch)
-            with observed(model):
-                output = call(model, batch)
-            yield output
-        if number == 0:
-            raise ValueError("batches: it is empty, want at least one batch")
+    for number, batch in enumerate(track_batches(batches, progress), 1):
+        check_inputs(f"batches: number {number}", batch)
+        with observed(model):
+            output = call(model, batch)
+        yield output
+
+
+@contextmanager
+def watched_inputs(
+    linears: Mapping[str, nn.Module], look: Callable[[str, torch.Tensor], None]
+) -> Iterator[None]:
+    """Inside, look(name, x) sees what arrives at each of `linears`, x: [rows, in_features].
+
+    Raises ValueError, naming the layer, if x holds NaN or Inf.
+    """
+
+    def hook(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = (args[0] if args else kwargs["input"]).detach()
+        if not x.isfinite().all():
+            raise ValueError(
+                f"batches: the input of layer {name} holds NaN or Inf, want finite values"
+            )
+        look(name, x.reshape(-1, x.shape[-1]))
+
+    with ExitStack() as stack:
+        for name, linear in linears.items():
+            handle = linear.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: hook(name, args, kwargs), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+        yield
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -1,0 +1,148 @@
+"""SparseGPT: each weight that goes is made up for by those that stay."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from fastinfer.criteria import Linears, exact_weight
+from fastinfer.masked import set_mask_
+from fastinfer.observe import run_batches, watched_inputs
+from fastinfer.sparsity import Sparse24, Unstructured, check_fraction
+
+
+@dataclass(frozen=True)
+class SparseGPT:
+    """Prunes so that the outputs of each layer move least, and updates the weights that stay.
+
+    For a layer's inputs X, a token a column, H = 2 X X^T + damp * mean(diag(2 X X^T)) * I. Column
+    after column, the weights that go are those of the smallest w^2 / [H^-1]_jj, H over the columns
+    that are left, and the columns after take up the error. `Unstructured`: chosen, the same share
+    in each, for `block_size` columns of all rows together. `Sparse24`: for 4 columns of a row.
+
+    Layers are pruned in the order in which the model calls them first, each on the inputs that it
+    gets with all before it pruned, so every layer costs a run of all batches. They run on a copy
+    of the model; a layer takes about 4 * in_features**2 * 8 bytes for H and its inverse.
+
+    damp: above 0. block_size: columns, at least 1, for `Sparse24` a multiple of 4.
+
+    Source: Frantar and Alistarh, "SparseGPT: massive language models can be accurately pruned in
+    one-shot", 2023 (https://arxiv.org/abs/2301.00774), which prunes the layers of one transformer
+    block on the same pass.
+
+    Raises TypeError or ValueError on values out of their range.
+    """
+
+    damp: float = 0.01
+    block_size: int = 128
+
+    label: ClassVar[str] = "SparseGPT"
+    needs_batches: ClassVar[bool] = True
+    across_layers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fraction("SparseGPT: damp", self.damp)
+        if not self.damp > 0:
+            raise ValueError(f"SparseGPT: damp is {self.damp}, want above 0")
+        if type(self.block_size) is not int:
+            raise TypeError(
+                f"SparseGPT: block_size is a {type(self.block_size).__name__}, want an int"
+            )
+        if self.block_size < 1:
+            raise ValueError(f"SparseGPT: block_size is {self.block_size}, want at least 1")
+
+    def check(self, structure: object) -> None:
+        """Raises ValueError if it cannot make `structure`."""
+        if not isinstance(structure, Sparse24 | Unstructured):
+            raise ValueError(
+                f"criterion: SparseGPT cannot make {type(structure).__name__}, whose tiles span "
+                "columns that it goes through one by one; want Sparse24 or Unstructured"
+            )
+        if isinstance(structure, Sparse24) and self.block_size % 4:
+            raise ValueError(
+                f"SparseGPT: block_size is {self.block_size}, want a multiple of 4 for Sparse24"
+            )
+
+    def prune(
+        self,
+        model: nn.Module,
+        linears: Linears,
+        structure: Sparse24 | Unstructured,
+        batches: Iterable[Any],
+        progress: bool | None,
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """By name, of those of `linears` that were reached: the mask and the new weight, [N, K]."""
+        batches = list(batches)
+        pruned = copy.deepcopy(model)
+        layers: dict[str, Any] = {name: pruned.get_submodule(name) for name in linears}
+        order: dict[str, None] = {}  # a set that keeps its order
+        with watched_inputs(layers, lambda name, x: order.setdefault(name) if len(x) else None):
+            for _ in run_batches(pruned, batches, False):
+                pass
+        result = {}
+        console = Console(stderr=True)
+        shown = console.is_terminal if progress is None else progress
+        with Progress(console=console, transient=console.is_terminal, disable=not shown) as bar:
+            for name in bar.track(order, description="Pruning"):
+                linear = layers[name]
+                hessian = _hessian(pruned, name, linear, batches)
+                mask, weight = self.solve(exact_weight(linear), hessian, structure)
+                result[name] = mask, weight.to(linear.weight.dtype)
+                set_mask_(linear, structure, *result[name])
+        return result
+
+    def solve(
+        self, weight: Tensor, hessian: Tensor, structure: Sparse24 | Unstructured
+    ) -> tuple[Tensor, Tensor]:
+        """The mask and the new weight of one layer.
+
+        weight: [N, K], float32 or float64. hessian: 2 X X^T, [K, K], float64; it is overwritten.
+        """
+        weight = weight.clone()
+        mask = torch.ones_like(weight, dtype=torch.bool)
+        factor = self._inverse_factor(weight, hessian)
+        chosen_at_once = 4 if isinstance(structure, Sparse24) else self.block_size
+        for start in range(0, weight.shape[1], self.block_size):
+            block = slice(start, min(start + self.block_size, weight.shape[1]))
+            errors = torch.zeros_like(weight[:, block])
+            for j in range(block.start, block.stop):
+                if (j - start) % chosen_at_once == 0:
+                    few = slice(j, min(j + chosen_at_once, block.stop))
+                    mask[:, few] = structure.mask((weight[:, few] / factor.diagonal()[few]) ** 2)
+                error = torch.where(mask[:, j], 0, weight[:, j] / factor[j, j])
+                inside = slice(j, block.stop)
+                weight[:, inside].addr_(error, factor[j, inside], alpha=-1)
+                errors[:, j - start] = error
+            weight[:, block.stop :].addmm_(errors, factor[block, block.stop :], alpha=-1)
+        return mask, torch.where(mask, weight, 0)
+
+    def _inverse_factor(self, weight: Tensor, hessian: Tensor) -> Tensor:
+        """U, upper, with U^T U = H^-1: row j over its first number is the row j of the inverse of
+        H over the columns j and after, by its own first number, whose root is U_jj."""
+        diagonal = hessian.diagonal()
+        damping = self.damp * diagonal.mean()
+        dead = diagonal == 0  # inputs that were always zero: their weights do nothing
+        weight[:, dead] = 0
+        diagonal[dead] = 1
+        diagonal += damping
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        return torch.linalg.cholesky(inverse, upper=True).to(weight.dtype)
+
+
+def _hessian(model: nn.Module, name: str, linear: nn.Linear, batches: list[Any]) -> Tensor:
+    size = linear.in_features
+    hessian = torch.zeros(size, size, dtype=torch.float64, device=linear.weight.device)
+
+    def look(_: str, x: Tensor) -> None:
+        exact = x.to(hessian.dtype)
+        hessian.addmm_(exact.T, exact, alpha=2)
+
+    with watched_inputs({name: linear}, look):
+        for _ in run_batches(model, batches, False):
+            pass
+    return hessian
