@@ -259,6 +259,8 @@ def test_copies_and_states_of_a_pruned_model(randn):
     file.seek(0)
     twin.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(twin(x), model(x))
+    finalize_pruning_(twin)
+    assert torch.equal(twin(x), model(x))
     other = mlp()
     prune_(other, Sparse24(), Random(3))
     other.load_state_dict(model.state_dict())
@@ -402,6 +404,33 @@ def test_pruning_under_inference_mode_leaves_a_model_that_trains(randn):
         prune_(model, Sparse24(), SparseGPT(), batches=batches(randn))
     model(randn(2, 13)).sum().backward()
     assert model[0].parametrizations.weight.original.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("criterion", "last"),
+    [
+        (SparseGPT(), 10),  # 4 calls for the order, 4 for the first layer, which is pruned by then
+        (Wanda(), 4),
+        (Taylor(lambda model, x: model(x).sum()), 4),
+    ],
+)
+def test_what_fails_midway_leaves_the_model(randn, criterion, last):
+    model, calls = mlp(), []
+    model[0].weight.requires_grad_(False)
+    state = copy.deepcopy(model.state_dict())
+
+    def fail(module, args):
+        calls.append(args)
+        if len(calls) == last:
+            raise KeyError("the last call")
+
+    model[2].register_forward_pre_hook(fail)
+    with pytest.raises(KeyError, match="the last call"):
+        prune_(model, Sparse24(), criterion, batches=batches(randn, 4))
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert not model[0].weight.requires_grad
+    assert not model[0]._forward_pre_hooks
 
 
 GIVEN = {"model": mlp, "structure": Sparse24, "criterion": Magnitude}

@@ -116,6 +116,9 @@ def finalize_pruning_(model: nn.Module) -> int:
     for _, linear, held in masked:
         assert isinstance(linear, nn.Linear)
         parameter_of(linear).copy_(linear.weight)
+        # torch takes `weight` off the class, which a deepcopy of the layer shares: one for this one
+        kind: Any = type(linear)
+        linear.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
         linear.register_parameter("bias", linear._parameters.pop("bias"))  # after the weight again
         setattr(linear, _STRUCTURE, held.structure)
