@@ -9,8 +9,11 @@ from fastinfer.checkpoint import load
 from fastinfer.compare import Comparison, compare
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.criteria import Magnitude, Random, Taylor, Wanda
+from fastinfer.distill import distill
+from fastinfer.distillation import Distillation
 from fastinfer.fuse import Fusion, fuse_
 from fastinfer.info import show_config
+from fastinfer.losses import KD, FeatureMatch
 from fastinfer.masked import Sparsity, finalize_pruning_, sparsity_of
 from fastinfer.nn import quantize_linear
 from fastinfer.optimize import optimize
@@ -29,10 +32,13 @@ from fastinfer.summary import Summary
 __version__ = version("fastinfer")
 
 __all__ = [
+    "KD",
     "BlockSparse",
     "Calibration",
     "Comparison",
     "CubicSchedule",
+    "Distillation",
+    "FeatureMatch",
     "Fusion",
     "Int8Dynamic",
     "Int8Static",
@@ -52,6 +58,7 @@ __all__ = [
     "calibrate",
     "compare",
     "convert_qat_",
+    "distill",
     "finalize_pruning_",
     "fuse_",
     "load",
