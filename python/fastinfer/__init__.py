@@ -5,6 +5,8 @@ from importlib.metadata import version
 from fastinfer import nn, ops
 from fastinfer.calibrate import calibrate
 from fastinfer.calibration import Calibration
+from fastinfer.channel_pruning import ChannelPruning
+from fastinfer.channels import prune_channels_
 from fastinfer.checkpoint import load
 from fastinfer.compare import Comparison, compare
 from fastinfer.config import Int8Dynamic, Int8Static
@@ -35,6 +37,7 @@ __all__ = [
     "KD",
     "BlockSparse",
     "Calibration",
+    "ChannelPruning",
     "Comparison",
     "CubicSchedule",
     "Distillation",
@@ -67,6 +70,7 @@ __all__ = [
     "optimize",
     "prepare_qat_",
     "prune_",
+    "prune_channels_",
     "quantize_",
     "quantize_linear",
     "show_config",

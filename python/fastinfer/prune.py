@@ -77,7 +77,7 @@ def prune_(
     layers = list_layers(model)
     held = owners(model)
     for layer in layers:
-        layer.reason = _why_left(layer, filter_fn, held)
+        layer.reason = why_left(layer, filter_fn, held)
     linears = {layer.name: layer.module for layer in layers if layer.reason is None}
     if not linears:
         why = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])
@@ -89,11 +89,11 @@ def prune_(
         if isinstance(criterion, SparseGPT):
             assert isinstance(structure, Sparse24 | Unstructured)
             updated = criterion.prune(model, linears, structure, given, progress)
-            _check_finite("new weights", {name: weight for name, (_, weight) in updated.items()})
+            check_finite("new weights", {name: weight for name, (_, weight) in updated.items()})
             made = dict(updated)
         else:
             scores = criterion.scores(model, linears, given, progress)
-            _check_finite("scores", scores)
+            check_finite("scores", scores)
             masks = _masks(structure, scores, scope, criterion.within_rows)
             made = {name: (mask, None) for name, mask in masks.items()}
         if not made:
@@ -135,12 +135,22 @@ def _check(
         raise ValueError(
             f"scope: got 'global' with {criterion.label}, which compares weights within a layer"
         )
+    check_filter_fn(filter_fn)
+    if isinstance(criterion, SparseGPT):
+        criterion.check(structure)
+    check_needed(criterion, batches)
+
+
+def check_filter_fn(filter_fn: object) -> None:
+    """Raises TypeError unless `filter_fn` is None or can be called."""
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(
             f"filter_fn: got {type(filter_fn).__name__}, want a function (module, name) -> bool"
         )
-    if isinstance(criterion, SparseGPT):
-        criterion.check(structure)
+
+
+def check_needed(criterion: AnyCriterion, batches: object) -> None:
+    """Raises ValueError or TypeError if `criterion` needs batches and these are none."""
     if criterion.needs_batches:
         if batches is None:
             raise ValueError(f"batches: got None, but {criterion.label} needs them")
@@ -152,7 +162,8 @@ def _said(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
-def _why_left(layer: Layer, filter_fn: FilterFn | None, held: Owners) -> str | None:
+def why_left(layer: Layer, filter_fn: FilterFn | None, held: Owners) -> str | None:
+    """Why a layer cannot be pruned, as a sentence, or None if it can."""
     module = layer.module
     if isinstance(module, QuantizedLinear):
         return ALREADY
@@ -180,7 +191,8 @@ def _why_left(layer: Layer, filter_fn: FilterFn | None, held: Owners) -> str | N
     return f"its weight is tied to {others[0]}" if others else None
 
 
-def _check_finite(what: str, values: dict[str, Tensor]) -> None:
+def check_finite(what: str, values: dict[str, Tensor]) -> None:
+    """Raises ValueError, naming the layer, if one of its `values` is NaN or Inf."""
     for name, value in values.items():
         if not all_finite(value):
             raise ValueError(f"criterion: its {what} of layer {name} hold NaN or Inf")
