@@ -24,10 +24,10 @@ def draw(records: Sequence[ModelRecord], path: Path, machine: str) -> None:
     most = max(len({r.candidate for r in timed if r.model == model}) for model in models)
     # Figure without pyplot: no global state, no window, whatever backend is configured.
     figure = Figure(figsize=(7.5 * columns, lines * (1.2 + 0.5 * most)), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flat
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, model in zip(panels, models, strict=False):
         _panel(axes, model, [r for r in timed if r.model == model])
-    for axes in list(panels)[len(models) :]:
+    for axes in panels[len(models) :]:
         axes.axis("off")
     figure.suptitle(f"Speed-up of whole models over torch fp32\n{machine}", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
