@@ -493,8 +493,13 @@ def test_refuses_a_checkpoint_of_another_run(randn: Randn, tmp_path: Path) -> No
         distill(mlp(), mlp(), batches, lr=0.1, checkpoint_dir=tmp_path, resume=True)
     with pytest.raises(ValueError, match="of another run"):
         distill(mlp(8), mlp(), batches, checkpoint_dir=tmp_path, resume=True)
-    (tmp_path / "checkpoint.pt").write_bytes(b"half")
-    with pytest.raises(ValueError, match="it is no checkpoint of distill"):
+    path = tmp_path / "checkpoint.pt"
+    for damaged in (b"half", path.read_bytes()[:-100]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="it is no checkpoint of distill"):
+            distill(mlp(), mlp(), batches, checkpoint_dir=tmp_path, resume=True)
+    torch.save(mlp().state_dict(), path)
+    with pytest.raises(ValueError, match="it is no checkpoint of distill: no random in it"):
         distill(mlp(), mlp(), batches, checkpoint_dir=tmp_path, resume=True)
 
 

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fastinfer.accelerated import accelerated, scalar_writer, training_mode
 from fastinfer.distillation import Distillation
 from fastinfer.losses import KD, FeatureMatch
 from fastinfer.observe import check_batches
 from fastinfer.resume import load_checkpoint, restored_random
-from fastinfer.training import Training, accelerated, scalar_writer, training_mode
+from fastinfer.training import Training
 
 Loss = KD | FeatureMatch
 _KD = KD()

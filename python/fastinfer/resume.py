@@ -69,6 +69,9 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"settings", "student", "random"} - state.keys()
     except Exception as error:  # of any kind: what a damaged file raises is not documented
         raise ValueError(f"{path}: it is no checkpoint of distill: {error}") from error
+    if missing:
+        raise ValueError(f"{path}: it is no checkpoint of distill: no {min(missing)} in it")
     return state

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,68 +11,18 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from fastinfer.accelerated import Write
 from fastinfer.distillation import Distillation
 from fastinfer.features import Matcher
 from fastinfer.losses import KD, FeatureMatch, logits_of
 from fastinfer.observe import call, check_inputs, observed
-from fastinfer.resume import random_state, save_checkpoint, seed_random, set_random_state
-
-Write = Callable[[str, float, int], None]
-
-
-@contextmanager
-def accelerated(student: nn.Module, mixed_precision: str) -> Iterator[Any]:
-    """An accelerate.Accelerator for the student's device. accelerate keeps its state for the whole
-    process; that of other users comes back after."""
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, GradientState, PartialState
-    except ImportError as error:
-        raise _missing(error) from error
-    states = [s._shared_state for s in (AcceleratorState, GradientState, PartialState)]
-    held = [dict(state) for state in states]
-    for state in states:
-        state.clear()
-    try:
-        on_cpu = next(student.parameters()).device.type == "cpu"
-        accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
-        if accelerator.num_processes > 1:
-            raise ValueError(
-                f"distill: it runs in {accelerator.num_processes} processes, want a single one"
-            )
-        yield accelerator
-    finally:
-        for state, before in zip(states, held, strict=True):
-            state.clear()
-            state.update(before)
-
-
-def scalar_writer(stack: ExitStack, log_dir: Any, steps: int) -> Write:
-    """Writes TensorBoard scalars until `stack` closes; what is there from `steps` on is void."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise _missing(error) from error
-    writer = SummaryWriter(log_dir, purge_step=steps)
-    stack.callback(writer.close)
-    return writer.add_scalar
-
-
-def _missing(error: ImportError) -> ImportError:
-    return ImportError(f'{error.name} is not installed: pip install "fastinfer[distill]"')
-
-
-@contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """Training mode inside; the flags come back after."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = True
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+from fastinfer.resume import (
+    random_state,
+    restored_random,
+    save_checkpoint,
+    seed_random,
+    set_random_state,
+)
 
 
 class Training:
@@ -121,16 +70,15 @@ class Training:
     ) -> None:
         """Tries the losses on the first batch, then makes what trains."""
         seed_random(seed)
-        first = next(iter(self._batches), None)
-        if first is None:
-            raise ValueError("batches: it is empty, want at least one batch")
-        with observed(self._student):
+        with restored_random(self._generator), observed(self._student):
+            first = next(iter(self._batches), None)
+            if first is None:
+                raise ValueError("batches: it is empty, want at least one batch")
             self._forward(first, "number 1", fit=True)
         trained = [*self._student.parameters(), *self._matchers.parameters()]
         self._optimizer = optimizer([p for p in trained if p.requires_grad], lr=lr)
         self._scheduler = None if scheduler is None else scheduler(self._optimizer)
         self._settings = settings
-        seed_random(seed)
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
         try:
