@@ -14,16 +14,17 @@ def run(code):
     return done.stdout.strip()
 
 
-def test_import_is_quick_and_light():
-    seconds, heavy = run(
-        "import time, torch, sys\n"
-        "start = time.perf_counter()\n"
-        "import fastinfer\n"
-        "print(time.perf_counter() - start, end='|')\n"
-        "print(sorted({'matplotlib', 'transformers', 'onnxruntime'} & sys.modules.keys()))"
-    ).split("|")
-    assert heavy == "[]"
-    assert float(seconds) < 1  # on top of torch; about 0.1 on a quiet machine
+def test_import_is_light():
+    heavy = [
+        "accelerate",
+        "matplotlib",
+        "onnxruntime",
+        "tensorboard",
+        "torch._inductor",
+        "transformers",
+    ]
+    out = run(f"import sys, fastinfer; print(sorted({{*{heavy}}} & sys.modules.keys()))")
+    assert out == "[]"
 
 
 def test_import_and_use_change_no_floating_point_mode():
