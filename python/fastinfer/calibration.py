@@ -5,12 +5,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from fastinfer.render import Printable, group_like, without_numbers
+from fastinfer.render import Printable, group_like, titled_table, without_numbers
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,7 @@ class Calibration(Printable):
         return f"<Calibration: the ranges of {len(self.layers)} layers' inputs>"
 
     def __rich__(self) -> RenderableType:
-        table = Table(
-            title="Inputs of the linear layers",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        table = titled_table("Inputs of the linear layers")
         table.add_column("layer", overflow="fold")
         table.add_column("method", no_wrap=True)
         for column in ("low", "high", "elements", "batches"):

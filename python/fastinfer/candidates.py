@@ -31,6 +31,14 @@ class Layer:
         return self.names[0]
 
 
+def check_filter_fn(filter_fn: object) -> None:
+    """Raises TypeError unless `filter_fn` is None or can be called."""
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(
+            f"filter_fn: got {type(filter_fn).__name__}, want a function (module, name) -> bool"
+        )
+
+
 def find_layers(
     model: nn.Module,
     filter_fn: FilterFn | None,

@@ -3,12 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from fastinfer.render import Printable, group_like, without_numbers
+from fastinfer.render import Printable, group_like, titled_table, without_numbers
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,7 @@ class ChannelPruning(Printable):
         return f"<ChannelPruning: {self._totals()}>"
 
     def __rich__(self) -> RenderableType:
-        table = Table(
-            title="Channels of MLPs",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        table = titled_table("Channels of MLPs")
         table.add_column("from", overflow="fold")
         table.add_column("to", overflow="fold")
         table.add_column("channels", justify="right")

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastinfer.candidates import FilterFn, list_layers, owners
+from fastinfer.candidates import FilterFn, check_filter_fn, list_layers, owners
 from fastinfer.channel_pruning import ChannelPruning, ChannelRow
 from fastinfer.compare import float_tensors
 from fastinfer.criteria import Magnitude, Random, Taylor, Wanda
 from fastinfer.masked import mask_of
 from fastinfer.observe import call, check_inputs, observed
-from fastinfer.prune import check_filter_fn, check_finite, check_needed, why_left
+from fastinfer.prune import check_finite, check_needed, why_left
 from fastinfer.sparsity import largest
 
 AnyScore = Magnitude | Random | Taylor | Wanda

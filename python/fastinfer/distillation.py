@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 
-from fastinfer.render import Printable
+from fastinfer.render import Printable, titled_table
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,7 @@ class Distillation(Printable):
         return f"<Distillation: {len(self.losses)} steps, loss {first:.4g} -> {last:.4g}>"
 
     def __rich__(self) -> RenderableType:
-        table = Table(
-            title="Distillation, mean losses",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        table = titled_table("Distillation, mean losses")
         for column in ("epoch", "steps", "loss", *(self.terms if len(self.terms) > 1 else ())):
             table.add_column(column, justify="right", no_wrap=True)
         for epoch in sorted(set(self.epochs)):

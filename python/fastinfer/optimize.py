@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from fastinfer.candidates import FilterFn, Layer, find_layers, group_tied
+from fastinfer.candidates import FilterFn, Layer, check_filter_fn, find_layers, group_tied
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.fuse import Fusion, fuse_
 from fastinfer.guard import Timing, verdict
@@ -109,10 +109,7 @@ def _check(
         raise ValueError(f"max_error: got {max_error}, want a finite number of at least 0")
     if isinstance(speedup, int | float) and not 0 < speedup < math.inf:
         raise ValueError(f"speedup: got {speedup}, want a finite number above 0")
-    if filter_fn is not None and not callable(filter_fn):
-        raise TypeError(
-            f"filter_fn: got {type(filter_fn).__name__}, want a function (module, name) -> bool"
-        )
+    check_filter_fn(filter_fn)
     if isinstance(model, nn.Linear):
         raise ValueError(
             "model: got an nn.Linear, which cannot be replaced in place; "

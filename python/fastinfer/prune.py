@@ -14,6 +14,7 @@ from fastinfer.candidates import (
     Layer,
     Owners,
     all_finite,
+    check_filter_fn,
     is_chosen,
     list_layers,
     owners,
@@ -139,14 +140,6 @@ def _check(
     if isinstance(criterion, SparseGPT):
         criterion.check(structure)
     check_needed(criterion, batches)
-
-
-def check_filter_fn(filter_fn: object) -> None:
-    """Raises TypeError unless `filter_fn` is None or can be called."""
-    if filter_fn is not None and not callable(filter_fn):
-        raise TypeError(
-            f"filter_fn: got {type(filter_fn).__name__}, want a function (module, name) -> bool"
-        )
 
 
 def check_needed(criterion: AnyCriterion, batches: object) -> None:

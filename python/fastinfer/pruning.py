@@ -3,12 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from fastinfer.render import Printable, group_like, without_numbers
+from fastinfer.render import Printable, group_like, titled_table, without_numbers
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,7 @@ class Pruning(Printable):
         return f"<Pruning: {self._totals()}>"
 
     def __rich__(self) -> RenderableType:
-        table = Table(
-            title="Linear layers",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        table = titled_table("Linear layers")
         table.add_column("layer", overflow="fold")
         table.add_column("in x out", justify="right", no_wrap=True)
         table.add_column("now")

@@ -6,11 +6,19 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastinfer.candidates import FilterFn, Layer, bare, find_layers, group_tied, owners
+from fastinfer.candidates import (
+    FilterFn,
+    Layer,
+    bare,
+    check_filter_fn,
+    find_layers,
+    group_tied,
+    owners,
+)
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.nn import QATLinear, QuantizedLinear, why_not_quantizable
-from fastinfer.quantize import check_names
+from fastinfer.quantize import check_config, check_names
 from fastinfer.summary import Row, Summary
 from fastinfer.swap import close_fused_paths, make_row, make_twins, put, weight_sqnr_db
 
@@ -44,14 +52,8 @@ def prepare_qat_(
     if the calibration is of another model.
     """
     _check_model(model)
-    if not isinstance(config, Int8Dynamic | Int8Static):
-        raise TypeError(
-            f"config: got {type(config).__name__}, want Int8Dynamic() or Int8Static(calibration)"
-        )
-    if filter_fn is not None and not callable(filter_fn):
-        raise TypeError(
-            f"filter_fn: got {type(filter_fn).__name__}, want a function (module, name) -> bool"
-        )
+    check_config(config)
+    check_filter_fn(filter_fn)
     ranges = config.calibration.by_name if isinstance(config, Int8Static) else {}
     layers = find_layers(model, filter_fn, parametrized_too=True)
     check_names(ranges, layers)

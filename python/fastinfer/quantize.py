@@ -10,7 +10,14 @@ from rich.progress import Progress
 from torch import nn
 
 from fastinfer.calibration import InputRange
-from fastinfer.candidates import ALREADY, FilterFn, Layer, find_layers, group_tied
+from fastinfer.candidates import (
+    ALREADY,
+    FilterFn,
+    Layer,
+    check_filter_fn,
+    find_layers,
+    group_tied,
+)
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.fuse import fuse_
@@ -104,20 +111,22 @@ def quantize_(
 def _check(model: object, config: object, filter_fn: object, example_inputs: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, want an nn.Module")
-    if not isinstance(config, Int8Dynamic | Int8Static):
-        raise TypeError(
-            f"config: got {type(config).__name__}, want Int8Dynamic() or Int8Static(calibration)"
-        )
-    if filter_fn is not None and not callable(filter_fn):
-        raise TypeError(
-            f"filter_fn: got {type(filter_fn).__name__}, want a function (module, name) -> bool"
-        )
+    check_config(config)
+    check_filter_fn(filter_fn)
     if example_inputs is not None:
         check_inputs("example_inputs", example_inputs)
     if isinstance(model, nn.Linear):
         raise ValueError(
             "model: got an nn.Linear, which cannot be replaced in place; "
             "use fastinfer.quantize_linear(model), which returns the int8 layer"
+        )
+
+
+def check_config(config: object) -> None:
+    """Raises TypeError unless `config` is a scheme of quantisation."""
+    if not isinstance(config, Int8Dynamic | Int8Static):
+        raise TypeError(
+            f"config: got {type(config).__name__}, want Int8Dynamic() or Int8Static(calibration)"
         )
 
 

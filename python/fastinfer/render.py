@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
 
+from rich import box
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 _LONGEST_TABLE = 20  # rows; beyond it, the like layers of repeated blocks share a row
 
@@ -27,6 +29,17 @@ class Printable:
     def show(self) -> None:
         """Prints the table, in colour where the terminal has any."""
         Console().print(self)
+
+
+def titled_table(title: str) -> Table:
+    """A table in the style of every result, without columns yet."""
+    return Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 def format_bytes(count: float) -> str:

@@ -4,12 +4,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from fastinfer.render import Printable, group_like, without_numbers
+from fastinfer.render import Printable, group_like, titled_table, without_numbers
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,7 @@ class Smoothing(Printable):
         return f"<Smoothing: {len(self.smoothed)} of {len(self.norms)} norms smoothed>"
 
     def __rich__(self) -> RenderableType:
-        table = Table(
-            title="Norms",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        table = titled_table("Norms")
         table.add_column("norm", overflow="fold")
         table.add_column("linear layers that read it", overflow="fold")
         table.add_column("s", justify="right", no_wrap=True)

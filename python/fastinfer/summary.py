@@ -4,13 +4,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from fastinfer.fuse import Fusion
-from fastinfer.render import Printable, format_bytes, group_like, without_numbers
+from fastinfer.render import Printable, format_bytes, group_like, titled_table, without_numbers
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,7 @@ class Summary(Printable):
         lines = _lines(self.rows)
         timed = any(row.ms_before is not None for row in self.rows)
         scale, unit = _unit(max((line.bytes("before") for line in lines), default=0))
-        table = Table(
-            title="Linear layers",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        table = titled_table("Linear layers")
         table.add_column("layer", overflow="fold")
         table.add_column("in x out", justify="right", no_wrap=True)
         table.add_column("now")
