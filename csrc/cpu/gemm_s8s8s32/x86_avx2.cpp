@@ -26,6 +26,7 @@
 // Overflow: int32 arithmetic modulo 2^32, exact because the true sum fits; vpmaddwd sums are at
 // most 2 * 128 * 128.
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 #include "cpu/gemm_s8s8s32/epilogue.h"
@@ -292,6 +293,7 @@ void split_tile(const int8_t* d, int64_t k_pad, const uint8_t* b, int64_t k_coun
 using SplitTileFn = void (*)(const int8_t*, int64_t, const uint8_t*, int64_t, int32_t*);
 constexpr SplitTileFn kSplitTiles[] = {split_tile<1>, split_tile<2>, split_tile<3>, split_tile<4>,
                                        split_tile<5>};
+constexpr int64_t kMostTileRows = std::size(kSplitTiles);
 
 // Rows [row, row + rows), which `s` holds.
 void split_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
@@ -311,7 +313,7 @@ void split_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
       add_rests(s, rows, k / 4, (k + count) / 4, b, cursor, sums);
       // Tiles as equal as they can be. Beside each its share of the next slice, which follows in
       // memory, is prefetched, and before the epilogue its lines of the output.
-      int64_t tiles = (rows + 4) / 5;
+      int64_t tiles = (rows + kMostTileRows - 1) / kMostTileRows;
       const int64_t share = count * 16 / tiles;
       const int8_t* next = panel + (k + count) * 16;
       for (int64_t i = 0; tiles > 0; --tiles, next += share) {
