@@ -95,7 +95,8 @@ void check_sizes() {
   Random random(32);
   const int64_t n = 64, k = 256, header = 64 + 4 * n;
   const auto pairs = sparse_weight(random, n, k, WeightLayout::sp24);
-  CHECK(int64_t(pack(pairs, n, k, WeightLayout::sp24).size()) == header + n * k * 5 / 8 + kReadAhead);
+  CHECK(int64_t(pack(pairs, n, k, WeightLayout::sp24).size()) ==
+        header + n * k * 5 / 8 + kReadAhead);
   const auto few = sparse_weight(random, n, k, WeightLayout::bitmask);
   const int64_t kept = n * k - std::count(few.begin(), few.end(), 0);
   CHECK(int64_t(pack(few, n, k, WeightLayout::bitmask).size()) ==
@@ -291,15 +292,15 @@ void each_row(const Kernel* kernels, int count, Check&& check) {
 void check_masked(const GemmMaskedS8S8S32Kernel& kernel) {
   int count;
   const GemmS8S8S32Kernel* dense = gemm_s8s8s32_kernels(&count);
-  const auto* companion =
-      std::find_if(dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
+  const auto* companion = std::find_if(
+      dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
   Random random(35);
   for (WeightLayout layout : {WeightLayout::sp24, WeightLayout::bitmask}) {
     for (int64_t m = 1; m <= kMostMaskedRows; ++m) {
       for (int64_t n : {1, 16, 33, 64, 115}) {
         for (int64_t k : {0, 1, 64, 131}) {
-          results().context = std::string(kernel.name) + " " + named(layout, n, k) +
-                              " m=" + std::to_string(m);
+          results().context =
+              std::string(kernel.name) + " " + named(layout, n, k) + " m=" + std::to_string(m);
           const auto w = sparse_weight(random, n, k, layout);
           const Bytes bytes = pack(w, n, k, layout);
           const Guarded block(bytes.data(), int64_t(bytes.size()), Side::end);

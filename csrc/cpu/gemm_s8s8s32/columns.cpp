@@ -48,8 +48,7 @@ void expand_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
     part.n = std::min(most, gemm.n - column);
     part.panels = scratch;
     for (int64_t n = 0; n < part.n; n += kPanelColumns, ++panel) {
-      plan.expand->run(
-          {masked_panel(w, panel), w.masked_end, slices, scratch + n * w.k_pad});
+      plan.expand->run({masked_panel(w, panel), w.masked_end, slices, scratch + n * w.k_pad});
     }
     plan.gemm->run(part);
   }
@@ -75,8 +74,9 @@ bool same_slices(const PackedWeight& w, TileRange a, TileRange b) {
                      w.index + (panels_of(w) + 1 + b.begin) * 4, size_t(a.end - a.begin) * 4) == 0;
 }
 
-// The tiles of a panel are one after the other, in the order of a dense panel whose K is that of the
-// tiles: it is multiplied as such, with what A has there. Neighbours of the same slices go together.
+// The tiles of a panel are one after the other, in the order of a dense panel whose K is that of
+// the tiles: it is multiplied as such, with what A has there. Neighbours of the same slices go
+// together.
 void gather_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t panel,
                          const GemmS8S8S32& gemm, int8_t* scratch) {
   for (int64_t column = 0; column < gemm.n;) {

@@ -16,8 +16,8 @@ struct LinearPlan {
   const QuantizeRowwiseKernel* quantize;
   const ExpandS8Kernel* expand;           // for masked weights
   const GemmMaskedS8S8S32Kernel* masked;  // multiplies them as they are; null: expand first
-  int64_t mc;                // rows quantised and multiplied at a time
-  int64_t tasks_m, tasks_n;  // the grid of tasks, tasks_m * tasks_n <= threads
+  int64_t mc;                             // rows quantised and multiplied at a time
+  int64_t tasks_m, tasks_n;               // the grid of tasks, tasks_m * tasks_n <= threads
 };
 
 // The kernel that selection takes for m rows and a weight of so many bytes.

@@ -25,8 +25,8 @@ struct Job {
   std::atomic<bool> ok{true};
 };
 
-// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, what a sparse
-// weight asks for, and the part of a gate that waits for its factor.
+// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, what a
+// sparse weight asks for, and the part of a gate that waits for its factor.
 struct Buffers {
   float* scale;
   float* offset;

@@ -22,9 +22,7 @@ struct Slice {
       }
     }
   }
-  static int64_t at(int64_t row, int64_t i) {
-    return i % kBlockK / 4 * 64 + row % 16 * 4 + i % 4;
-  }
+  static int64_t at(int64_t row, int64_t i) { return i % kBlockK / 4 * 64 + row % 16 * 4 + i % 4; }
   bool zero() const {
     return std::all_of(bytes, bytes + kSliceBytes, [](int8_t v) { return v == 0; });
   }

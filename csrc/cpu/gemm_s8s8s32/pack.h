@@ -9,9 +9,11 @@
 // slice 64 of K of a panel: 1024 bytes in the order [K / 4][16][4] of gemm_s8s8s32.h.
 //
 //   dense    panels: int8[N_pad / 16][K_pad / 64] slices
-//   sp24     masked slices, 2 bytes kept of every 4 along K (of each int32 lane), so that a slice is
+//   sp24     masked slices, 2 bytes kept of every 4 along K (of each int32 lane), so that a slice
+//   is
 //            640 bytes; kReadAhead bytes of zeros at the end
-//   bitmask  int64[N_pad / 16 + 1]: where each panel begins, and the last ends, counted from the end
+//   bitmask  int64[N_pad / 16 + 1]: where each panel begins, and the last ends, counted from the
+//   end
 //            of this table padded to 64; masked slices; kReadAhead bytes of zeros
 //   bsr      int32[N_pad / 16 + 1]: the first tile of each panel, and their number; int32[tiles]:
 //            which slice of its panel a tile is; padded to 64; the slices that are not all zero
@@ -55,7 +57,7 @@ struct PackedWeight {
   WeightLayout layout;
   int64_t n, k, k_pad;
   const int32_t* compensation;
-  const int8_t* panels;  // dense: the panels; bsr: the tiles
+  const int8_t* panels;       // dense: the panels; bsr: the tiles
   const uint8_t* masked;      // sp24, bitmask: the first slice
   const uint8_t* masked_end;  // where the last may begin at the latest
   const uint8_t* index;       // bitmask, bsr

@@ -8,7 +8,14 @@ from torch import Tensor
 from fastinfer.ops._common import MAX_K, check_tensor, check_vector, run, shape_text
 
 Layout = Literal["dense", "sp24", "bitmask", "bsr"]
-LAYOUTS: tuple[str, ...] = get_args(Layout)
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+_TAGS = (
+    "s8_n16k4",
+    "s8_sp24_n16k4",
+    "s8_bits_n16k4",
+    "s8_bsr_n16k64",
+)  # in a packed weight's header
+
 
 def pack_w8(w: Tensor, layout: Layout = "dense") -> Tensor:
     """Packs an int8 weight into the tagged block of bytes that the kernels read.
@@ -65,6 +72,14 @@ def packed_bytes(n: int, k: int) -> int:
     return 64 + 4 * n_pad + n_pad * ((k + 63) // 64 * 64)
 
 
+def layout_of(w_packed: Tensor) -> Layout | None:
+    """The layout of a packed int8 weight, by its header; None if there is none to read."""
+    if w_packed.is_meta:
+        return None
+    tag = bytes(w_packed[8:24].tolist()).rstrip(b"\0").decode("latin-1")
+    return LAYOUTS[_TAGS.index(tag)] if tag in _TAGS else None
+
+
 def _check_pack_w8(w: Tensor, layout: str) -> None:
     check_tensor("pack_w8", "w", w, (torch.int8,))
     if w.dim() != 2:
@@ -85,12 +100,17 @@ def _check_unpack_w8(w_packed: Tensor, n: int, k: int) -> None:
 
 
 def check_packed_size(op: str, name: str, w_packed: Tensor, n: int, k: int) -> None:
-    """All that can be said of a packed weight without its bytes; the operators read its header."""
+    """All that can be said of a packed weight without its bytes; the operators read its header.
+
+    The largest is a bitmask of which nothing is zero.
+    """
+    panels, slices = (n + 15) // 16, (n + 15) // 16 * ((k + 63) // 64)
     least = packed_bytes(n, 0)
-    if w_packed.shape[0] < least:
+    most = least + (panels * 8 + 71) // 64 * 64 + slices * (1024 + 128) + (1024 + 128 + 64)
+    if not least <= w_packed.shape[0] <= most:
         raise ValueError(
-            f"{op}: {name} has {w_packed.shape[0]} bytes, want the {least} or more of a "
-            f"packed weight with N = {n} and K = {k}"
+            f"{op}: {name} has {w_packed.shape[0]} bytes, want the {packed_bytes(n, k)} of a "
+            f"dense packed weight with N = {n} and K = {k}, or at most {most} of a sparse one"
         )
 
 
