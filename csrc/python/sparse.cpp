@@ -72,7 +72,9 @@ py::array run_gemm_masked(const std::string& name, const Array<int8_t>& a, const
   }
   const std::vector<float> ones(size_t(std::max(m, n)), 1.0f);
   py::array out = new_array(DType::s32, {m, n});
+  const Buffer scratch = allocate(m * weight.k_pad);
   GemmMaskedS8S8S32 p{};
+  p.scratch = static_cast<int8_t*>(scratch.get());
   p.weight = &weight;
   p.gemm.m = m;
   p.gemm.n = n;

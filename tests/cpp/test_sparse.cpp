@@ -320,6 +320,8 @@ void check_masked(const GemmMaskedS8S8S32Kernel& kernel) {
           GemmMaskedS8S8S32 p{};
           p.weight = &weight;
           p.panel = panel;
+          const Guarded scratch(m * weight.k_pad, Side::end);
+          p.scratch = scratch.as<int8_t>();
           p.gemm.m = m;
           p.gemm.n = n - panel * 16;
           p.gemm.k_pad = weight.k_pad;

@@ -16,7 +16,8 @@ constexpr int64_t kMostMaskedRows = 8;
 struct GemmMaskedS8S8S32 {
   GemmS8S8S32 gemm;  // m <= kMostMaskedRows; `panels` is not read
   const PackedWeight* weight;
-  int64_t panel;  // the first
+  int64_t panel;    // the first
+  int8_t* scratch;  // m * k_pad bytes
 };
 
 using GemmMaskedS8S8S32Fn = void (*)(const GemmMaskedS8S8S32&);

@@ -105,7 +105,8 @@ void gather_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
 
 int64_t columns_scratch_bytes(const LinearPlan& plan, const PackedWeight& weight, int64_t rows) {
   if (is_masked(weight)) {
-    return plan.masked != nullptr ? 0 : expanded_columns(*plan.gemm, weight.k_pad) * weight.k_pad;
+    return (plan.masked != nullptr ? rows : expanded_columns(*plan.gemm, weight.k_pad)) *
+           weight.k_pad;
   }
   if (weight.layout == WeightLayout::dense) return 0;
   return std::min(round_up(rows, kPanelColumns), kGatherRows) * weight.k_pad;
@@ -125,7 +126,7 @@ void multiply_columns(const LinearPlan& plan, const LinearWeight& weight, int64_
   } else if (!is_masked(w)) {
     gather_and_multiply(plan, w, panel, gemm, scratch);
   } else if (plan.masked != nullptr) {
-    plan.masked->run({gemm, &w, panel});
+    plan.masked->run({gemm, &w, panel, scratch});
   } else {
     expand_and_multiply(plan, w, panel, gemm, scratch);
   }
