@@ -5,7 +5,6 @@ from importlib.metadata import version
 from fastinfer import nn, ops
 from fastinfer.calibrate import calibrate
 from fastinfer.calibration import Calibration
-from fastinfer.channel_pruning import ChannelPruning
 from fastinfer.channels import prune_channels_
 from fastinfer.checkpoint import load
 from fastinfer.compare import Comparison, compare
@@ -17,6 +16,7 @@ from fastinfer.fuse import Fusion, fuse_
 from fastinfer.info import show_config
 from fastinfer.losses import KD, FeatureMatch
 from fastinfer.masked import Sparsity, finalize_pruning_, sparsity_of
+from fastinfer.narrowing import ChannelPruning
 from fastinfer.nn import quantize_linear
 from fastinfer.optimize import optimize
 from fastinfer.optimized import Optimized
