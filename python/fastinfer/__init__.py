@@ -13,10 +13,11 @@ from fastinfer.criteria import Magnitude, Random, Taylor, Wanda
 from fastinfer.distill import distill
 from fastinfer.distillation import Distillation
 from fastinfer.fuse import Fusion, fuse_
+from fastinfer.heads import prune_heads_
 from fastinfer.info import show_config
 from fastinfer.losses import KD, FeatureMatch
 from fastinfer.masked import Sparsity, finalize_pruning_, sparsity_of
-from fastinfer.narrowing import ChannelPruning
+from fastinfer.narrowing import ChannelPruning, HeadPruning
 from fastinfer.nn import quantize_linear
 from fastinfer.optimize import optimize
 from fastinfer.optimized import Optimized
@@ -43,6 +44,7 @@ __all__ = [
     "Distillation",
     "FeatureMatch",
     "Fusion",
+    "HeadPruning",
     "Int8Dynamic",
     "Int8Static",
     "Magnitude",
@@ -71,6 +73,7 @@ __all__ = [
     "prepare_qat_",
     "prune_",
     "prune_channels_",
+    "prune_heads_",
     "quantize_",
     "quantize_linear",
     "show_config",
