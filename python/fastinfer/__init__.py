@@ -15,6 +15,8 @@ from fastinfer.distillation import Distillation
 from fastinfer.fuse import Fusion, fuse_
 from fastinfer.heads import prune_heads_
 from fastinfer.info import show_config
+from fastinfer.layer_pruning import LayerPruning
+from fastinfer.layers import prune_layers_
 from fastinfer.losses import KD, FeatureMatch
 from fastinfer.masked import Sparsity, finalize_pruning_, sparsity_of
 from fastinfer.narrowing import ChannelPruning, HeadPruning
@@ -47,6 +49,7 @@ __all__ = [
     "HeadPruning",
     "Int8Dynamic",
     "Int8Static",
+    "LayerPruning",
     "Magnitude",
     "Optimized",
     "Pruning",
@@ -74,6 +77,7 @@ __all__ = [
     "prune_",
     "prune_channels_",
     "prune_heads_",
+    "prune_layers_",
     "quantize_",
     "quantize_linear",
     "show_config",
