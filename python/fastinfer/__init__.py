@@ -19,7 +19,7 @@ from fastinfer.layer_pruning import LayerPruning
 from fastinfer.layers import prune_layers_
 from fastinfer.losses import KD, FeatureMatch
 from fastinfer.masked import Sparsity, finalize_pruning_, sparsity_of
-from fastinfer.narrowing import ChannelPruning, HeadPruning
+from fastinfer.narrowing import ChannelPruning, HeadPruning, WidthPruning
 from fastinfer.nn import quantize_linear
 from fastinfer.optimize import optimize
 from fastinfer.optimized import Optimized
@@ -33,6 +33,7 @@ from fastinfer.smoothing import Smoothing
 from fastinfer.sparsegpt import SparseGPT
 from fastinfer.sparsity import BlockSparse, Sparse24, Unstructured
 from fastinfer.summary import Summary
+from fastinfer.width import prune_width_
 
 __version__ = version("fastinfer")
 
@@ -62,6 +63,7 @@ __all__ = [
     "Taylor",
     "Unstructured",
     "Wanda",
+    "WidthPruning",
     "__version__",
     "calibrate",
     "compare",
@@ -78,6 +80,7 @@ __all__ = [
     "prune_channels_",
     "prune_heads_",
     "prune_layers_",
+    "prune_width_",
     "quantize_",
     "quantize_linear",
     "show_config",
