@@ -15,7 +15,15 @@ from fastinfer.narrowing import ChannelPruning
 from fastinfer.observe import call, observed
 from fastinfer.projections import outputs_first
 from fastinfer.sparsity import largest
-from fastinfer.units import Units, check_keep, check_multiple, check_shared, find_layers, score
+from fastinfer.units import (
+    Units,
+    check_keep,
+    check_multiple,
+    check_shared,
+    find_layers,
+    prove_,
+    score,
+)
 
 _AGAIN = "they are called more than once"
 _MAGNITUDE = Magnitude()
@@ -69,8 +77,7 @@ def prune_channels_(
             if mlp.reason is None:
                 count = max(1, round(keep * mlp.count / multiple)) * multiple
                 mlp.keep(largest(scores[mlp.name], min(count, mlp.count)))
-            if mlp.reason is None:
-                mlp.reason = mlp.try_(trial, example_inputs)
+        prove_(trial, mlps, example_inputs)
         for mlp in mlps:
             if mlp.reason is None:
                 mlp.cut_(model)

@@ -17,7 +17,7 @@ from fastinfer.nn import SplitAttention
 from fastinfer.observe import call, observed
 from fastinfer.prune import Scope
 from fastinfer.sparsity import largest
-from fastinfer.units import Units, check_keep, check_shared, find_layers, score
+from fastinfer.units import Units, check_keep, check_shared, find_layers, prove_, score
 
 _AGAIN = "its layers are called more than once"
 _MIXED = "its heads cannot be told apart on example_inputs"
@@ -80,9 +80,8 @@ def prune_heads_(
         _refuse_unknown(keep, found)
         scores = score(trial, found, criterion, () if batches is None else batches, progress)
         _choose(found, scores, keep, scope)
+        prove_(trial, found, example_inputs)
         for block in found:
-            if block.reason is None:
-                block.reason = block.try_(trial, example_inputs)
             if block.reason is not None and isinstance(keep, Mapping) and block.name in keep:
                 raise ValueError(f"keep: {block.name} cannot lose heads: {block.reason}")
         cut = [block for block in found if block.reason is None]

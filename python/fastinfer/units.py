@@ -78,44 +78,61 @@ class Units:
             number = getattr(module, attribute)
             setattr(module, attribute, number * int(self.kept.sum()) // self.count)
 
-    def try_(self, trial: nn.Module, inputs: Any) -> str | None:
-        """Cuts `trial`; if that changes more than it should, says so and undoes it."""
-        after: Any = trial.get_submodule(self.after)
-        weight = after.weight.clone()
-        outputs_first(after, after.weight)[:, ~self.kept[self.columns]] = 0
-        want = float_outputs(trial, inputs)
-        noise = torch.Generator(weight.device).manual_seed(0)
 
-        def disturb(kept: Tensor, output: Tensor) -> Tensor:
-            size = 1 + output.float().square().mean().sqrt()
-            random = size * torch.randn(output.shape, generator=noise, device=output.device)
-            return torch.where(kept, output, random.to(output.dtype))
+def prove_(trial: nn.Module, found: Iterable[Units], inputs: Any) -> None:
+    """Cuts `trial` wherever that changes nothing but what it should; the others get a reason.
 
-        with ExitStack() as stack:
-            for name, unit in self.before.items():
+    All together first, which three runs decide; one by one if that fails.
+    """
+    open_ = [units for units in found if units.reason is None]
+    if len(open_) > 1 and _try(trial, open_, inputs) is None:
+        return
+    for units in open_:
+        units.reason = _try(trial, [units], inputs)
+
+
+def _try(trial: nn.Module, found: list[Units], inputs: Any) -> str | None:
+    """Cuts `trial`; if that changes more than it should, says so and undoes it."""
+    afters: list[Any] = [trial.get_submodule(units.after) for units in found]
+    weights = [after.weight.clone() for after in afters]
+    for after, units in zip(afters, found, strict=True):
+        outputs_first(after, after.weight)[:, ~units.kept[units.columns]] = 0
+    want = float_outputs(trial, inputs)
+    noise = torch.Generator(weights[0].device).manual_seed(0)
+
+    def disturb(kept: Tensor, output: Tensor) -> Tensor:
+        size = 1 + output.float().square().mean().sqrt()
+        random = size * torch.randn(output.shape, generator=noise, device=output.device)
+        return torch.where(kept, output, random.to(output.dtype))
+
+    with ExitStack() as stack:
+        for units in found:
+            for name, unit in units.before.items():
                 hook = trial.get_submodule(name).register_forward_hook(
-                    lambda _, args, output, kept=self.kept[unit]: disturb(kept, output)
+                    lambda _, args, output, kept=units.kept[unit]: disturb(kept, output)
                 )
                 stack.callback(hook.remove)
-            disturbed = float_outputs(trial, inputs)
+        disturbed = float_outputs(trial, inputs)
+    for after, weight in zip(afters, weights, strict=True):
         after.weight.copy_(weight)
-        if not all(map(torch.equal, want, disturbed)):
-            return f"they reach more than {self.after}"
+    if not all(map(torch.equal, want, disturbed)):
+        return f"they reach more than {found[0].after}"
 
-        touched = {*self.layers, *(name for name, _ in self.numbers)}
-        saved = [
-            (module, module.__dict__ | {"_parameters": dict(module._parameters)})
-            for module in map(trial.get_submodule, touched)
-        ]
-        self.cut_(trial)
-        try:
-            if all(map(close_outputs, want, float_outputs(trial, inputs))):
-                return None
-        except Exception:  # whatever a model raises on a width that it does not expect
-            pass
-        for module, attributes in saved:
-            module.__dict__.update(attributes)
-        return "the model counts on their number"
+    touched = {name for u in found for name in (*u.layers, *(owner for owner, _ in u.numbers))}
+    saved = [
+        (module, module.__dict__ | {"_parameters": dict(module._parameters)})
+        for module in map(trial.get_submodule, touched)
+    ]
+    for units in found:
+        units.cut_(trial)
+    try:
+        if all(map(close_outputs, want, float_outputs(trial, inputs))):
+            return None
+    except Exception:  # whatever a model raises on a width that it does not expect
+        pass
+    for module, attributes in saved:
+        module.__dict__.update(attributes)
+    return "the model counts on their number"
 
 
 def check_shared(

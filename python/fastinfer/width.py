@@ -55,7 +55,8 @@ def prune_width_(
     a copy of the model first: the outputs must keep their shapes and be finite, and, unless a norm
     over the channels changes with their number, be the same within sqrt(eps) of their dtype as with
     zeros where the channels are read. A width that fails stays, with the reason; so does what
-    gives the model's outputs their shape, and what feeds heads of attention (`prune_heads_`).
+    gives the model's outputs their shape, what feeds heads of attention (`prune_heads_`), and what
+    transformers' Conv1D gives or reads, which the graph does not follow.
 
     model: a float model; it runs in eval mode. example_inputs: what it is called with: a tensor, a
     tuple of positional arguments or a dict of keyword arguments. keep: the share of the channels
