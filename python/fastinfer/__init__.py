@@ -5,7 +5,6 @@ from importlib.metadata import version
 from fastinfer import nn, ops
 from fastinfer.calibrate import calibrate
 from fastinfer.calibration import Calibration
-from fastinfer.channel_pruning import ChannelPruning
 from fastinfer.channels import prune_channels_
 from fastinfer.checkpoint import load
 from fastinfer.compare import Comparison, compare
@@ -14,9 +13,13 @@ from fastinfer.criteria import Magnitude, Random, Taylor, Wanda
 from fastinfer.distill import distill
 from fastinfer.distillation import Distillation
 from fastinfer.fuse import Fusion, fuse_
+from fastinfer.heads import prune_heads_
 from fastinfer.info import show_config
+from fastinfer.layer_pruning import LayerPruning
+from fastinfer.layers import prune_layers_
 from fastinfer.losses import KD, FeatureMatch
 from fastinfer.masked import Sparsity, finalize_pruning_, sparsity_of
+from fastinfer.narrowing import ChannelPruning, HeadPruning, WidthPruning
 from fastinfer.nn import quantize_linear
 from fastinfer.optimize import optimize
 from fastinfer.optimized import Optimized
@@ -31,6 +34,7 @@ from fastinfer.sparsegpt import SparseGPT
 from fastinfer.sparsify import sparsify_
 from fastinfer.sparsity import BlockSparse, Sparse24, Unstructured
 from fastinfer.summary import Summary
+from fastinfer.width import prune_width_
 
 __version__ = version("fastinfer")
 
@@ -44,8 +48,10 @@ __all__ = [
     "Distillation",
     "FeatureMatch",
     "Fusion",
+    "HeadPruning",
     "Int8Dynamic",
     "Int8Static",
+    "LayerPruning",
     "Magnitude",
     "Optimized",
     "Pruning",
@@ -58,6 +64,7 @@ __all__ = [
     "Taylor",
     "Unstructured",
     "Wanda",
+    "WidthPruning",
     "__version__",
     "calibrate",
     "compare",
@@ -72,6 +79,9 @@ __all__ = [
     "prepare_qat_",
     "prune_",
     "prune_channels_",
+    "prune_heads_",
+    "prune_layers_",
+    "prune_width_",
     "quantize_",
     "quantize_linear",
     "show_config",

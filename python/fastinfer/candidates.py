@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastinfer.nn import QuantizedLinear, why_not_quantizable
+from fastinfer.projections import is_conv1d
 
 FilterFn = Callable[[nn.Module, str], bool]
 Owners = dict[int, list[tuple[str, nn.Module]]]  # by address: (name of the tensor, its module)
@@ -21,7 +22,7 @@ LEFT_OUT = "filter_fn left it out"
 class Layer:
     """A linear module, every place in the model where it stands, and why it stays (or None)."""
 
-    module: Any  # nn.Linear, a subclass of it, or QuantizedLinear; plain nn.Linear if no reason
+    module: Any  # nn.Linear, a subclass of it, QuantizedLinear or, where asked for, Conv1D
     names: list[str]
     places: list[tuple[nn.Module, str]] = field(default_factory=list)  # (parent, attribute)
     reason: str | None = None
@@ -55,12 +56,13 @@ def find_layers(
     return layers
 
 
-def list_layers(model: nn.Module) -> list[Layer]:
+def list_layers(model: nn.Module, conv1d_too: bool = False) -> list[Layer]:
     """Every linear module below `model`, in the model's order, each once, without reasons."""
     layers = {
         id(module): Layer(module, [name])
         for name, module in model.named_modules()
-        if name and isinstance(module, nn.Linear | QuantizedLinear)
+        if name
+        and (isinstance(module, nn.Linear | QuantizedLinear) or (conv1d_too and is_conv1d(module)))
     }
     for prefix, parent in model.named_modules():
         for attribute, child in parent._modules.items():  # named_children() hides repetitions
@@ -174,13 +176,15 @@ def all_finite(weight: Tensor) -> bool:
 
 def is_chosen(layer: Layer, filter_fn: FilterFn) -> bool:
     """Whether filter_fn takes the layer under all of its names."""
-    for name in layer.names:
-        chosen = filter_fn(layer.module, name)
-        if not isinstance(chosen, bool):
-            raise TypeError(f"filter_fn: returned {chosen!r} for {name}, want True or False")
-        if not chosen:
-            return False
-    return True
+    return all(takes(filter_fn, layer.module, name) for name in layer.names)
+
+
+def takes(filter_fn: FilterFn, module: nn.Module, name: str) -> bool:
+    """What filter_fn says of a module. Raises TypeError if that is not True or False."""
+    chosen = filter_fn(module, name)
+    if not isinstance(chosen, bool):
+        raise TypeError(f"filter_fn: returned {chosen!r} for {name}, want True or False")
+    return chosen
 
 
 def owners(model: nn.Module) -> Owners:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastinfer.masked import parameter_of
 from fastinfer.observe import evaluating, run_batches, track_batches, watched_inputs
+from fastinfer.projections import output_dim
 
 Linears = Mapping[str, nn.Linear]
 LossFn = Callable[[nn.Module, Any], Tensor]
@@ -25,8 +26,8 @@ class Criterion(Protocol):
     def scores(
         self, model: nn.Module, linears: Linears, batches: Iterable[Any], progress: bool | None
     ) -> dict[str, Tensor]:
-        """By name, of those of `linears` that were reached: [N, K], at least 0, float32 (float64
-        of float64 weights)."""
+        """By name, of those of `linears` that were reached: of the weight's shape, at least 0,
+        float32 (float64 of float64 weights)."""
         ...
 
 
@@ -163,8 +164,14 @@ class Wanda:
         scores = {}
         for name in squares:
             weight = exact_weight(linears[name])
-            scores[name] = weight.abs() * squares[name].sqrt().to(weight.dtype)
+            norm = squares[name].sqrt().to(weight.dtype)
+            scores[name] = weight.abs() * (
+                norm if output_dim(linears[name]) == 0 else norm[:, None]
+            )
         return scores
+
+
+AnyScore = Magnitude | Random | Taylor | Wanda
 
 
 def exact_weight(linear: nn.Linear) -> Tensor:

@@ -23,6 +23,7 @@ from fastinfer.criteria import Magnitude, Random, Taylor, Wanda
 from fastinfer.masked import mask_of, parameter_of, set_mask_
 from fastinfer.nn import QuantizedLinear
 from fastinfer.observe import check_batches
+from fastinfer.projections import is_conv1d
 from fastinfer.pruning import PrunedRow, Pruning
 from fastinfer.sparsegpt import SparseGPT
 from fastinfer.sparsity import BlockSparse, Sparse24, Structure, Unstructured, largest
@@ -163,7 +164,7 @@ def why_left(layer: Layer, filter_fn: FilterFn | None, held: Owners) -> str | No
     if mask_of(module) is None:
         if parametrize.is_parametrized(module):
             return "it is parametrised (torch.nn.utils.parametrize)"
-        if type(module) is not nn.Linear:
+        if type(module) is not nn.Linear and not is_conv1d(module):
             return f"it is a {type(module).__name__}, a subclass of nn.Linear"
         if "weight" not in module._parameters:
             return "its weight is not a parameter"

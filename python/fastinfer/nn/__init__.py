@@ -2,5 +2,12 @@
 
 from fastinfer.nn.qat_linear import QATLinear
 from fastinfer.nn.quantized_linear import QuantizedLinear, quantize_linear, why_not_quantizable
+from fastinfer.nn.split_attention import SplitAttention
 
-__all__ = ["QATLinear", "QuantizedLinear", "quantize_linear", "why_not_quantizable"]
+__all__ = [
+    "QATLinear",
+    "QuantizedLinear",
+    "SplitAttention",
+    "quantize_linear",
+    "why_not_quantizable",
+]

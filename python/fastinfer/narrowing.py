@@ -1,7 +1,7 @@
-"""What `prune_channels_` did to each MLP, as data and as a table."""
+"""What became of units that could go (channels of MLPs, heads, widths), as data and as a table."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -10,8 +10,8 @@ from fastinfer.render import Printable, group_like, titled_table, without_number
 
 
 @dataclass(frozen=True)
-class ChannelRow:
-    """The channels between linear layers `before` and the linear layer `name`."""
+class NarrowedRow:
+    """What stands between the layers `before` and what reads them: how many units it has."""
 
     name: str
     before: tuple[str, ...]
@@ -21,35 +21,39 @@ class ChannelRow:
 
 
 @dataclass(frozen=True)
-class ChannelPruning(Printable):
-    """The result of `prune_channels_`: a row an MLP, in the order in which the model calls them."""
+class Narrowing(Printable):
+    """A row for each place where units could go, in the order in which the model calls them."""
 
-    rows: tuple[ChannelRow, ...]
+    rows: tuple[NarrowedRow, ...]
     criterion: str
 
+    title: ClassVar[str]
+    places: ClassVar[str]  # what a row is, in the plural
+    units: ClassVar[str]
+
     @property
-    def pruned(self) -> tuple[ChannelRow, ...]:
+    def pruned(self) -> tuple[NarrowedRow, ...]:
         """The rows of what was made narrower."""
         return tuple(row for row in self.rows if row.reason is None)
 
     @property
-    def left(self) -> tuple[ChannelRow, ...]:
+    def left(self) -> tuple[NarrowedRow, ...]:
         """The rows of what was left as it was; each has a reason."""
         return tuple(row for row in self.rows if row.reason is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for json."""
         rows = [asdict(row) | {"before": list(row.before)} for row in self.rows]
-        return {"criterion": self.criterion, "mlps": rows}
+        return {"criterion": self.criterion, self.places.lower().replace(" ", "_"): rows}
 
     def __repr__(self) -> str:
-        return f"<ChannelPruning: {self._totals()}>"
+        return f"<{type(self).__name__}: {self._totals()}>"
 
     def __rich__(self) -> RenderableType:
-        table = titled_table("Channels of MLPs")
+        table = titled_table(self.title)
         table.add_column("from", overflow="fold")
         table.add_column("to", overflow="fold")
-        table.add_column("channels", justify="right")
+        table.add_column(self.units, justify="right")
         for name, rows in group_like(self.rows, _kind):
             first = rows[0]
             table.add_row(
@@ -63,9 +67,34 @@ class ChannelPruning(Printable):
         return Group(table, Text(self._totals()))
 
     def _totals(self) -> str:
-        return f"{len(self.pruned)} of {len(self.rows)} MLPs made narrower by {self.criterion}"
+        done = f"{len(self.pruned)} of {len(self.rows)} {self.places}"
+        return f"{done} made narrower by {self.criterion}"
 
 
-def _kind(row: ChannelRow) -> tuple[object, ...]:
+class ChannelPruning(Narrowing):
+    """The result of `prune_channels_`: a row an MLP, named by the linear layer that narrows."""
+
+    title, places, units = "Channels of MLPs", "MLPs", "channels"
+
+
+class HeadPruning(Narrowing):
+    """The result of `prune_heads_`: a row an attention block.
+
+    Its units are key-value heads, each with the query heads that read it.
+    """
+
+    title, places, units = "Heads of attention", "attention blocks", "key-value heads"
+
+
+class WidthPruning(Narrowing):
+    """The result of `prune_width_`: a row for each width, named by the first layer that gives it.
+
+    `before`: all layers that do.
+    """
+
+    title, places, units = "Widths", "widths", "channels"
+
+
+def _kind(row: NarrowedRow) -> tuple[object, ...]:
     before = tuple(map(without_numbers, row.before))
     return without_numbers(row.name), before, row.width_before, row.width_after, row.reason
