@@ -202,6 +202,22 @@ def test_kernels_by_name(kernel, layout, rng):
             np.testing.assert_array_equal(got, a.astype(np.int64) @ w.astype(np.int64).T)
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [k for k in _C.kernels() if k["family"] == "gemm_bsr_s8s8s32"],
+    ids=lambda k: k["name"],
+)
+def test_bsr_kernels_by_name(kernel, rng):
+    if not kernel["supported"]:
+        pytest.skip(f"no {kernel['isa']} here")
+    for n, k in SHAPES:
+        w = sparse(rng, "bsr", n, k).numpy()
+        for m in (*range(18), 130):
+            a = rng.integers(-128, 128, (m, k), dtype=np.int8)
+            got = _C.gemm_bsr_s8s8s32(kernel["name"], a, w)
+            np.testing.assert_array_equal(got, a.astype(np.int64) @ w.astype(np.int64).T)
+
+
 def test_fused_models_take_sparse_layers(rng, randn):
     """fuse_ knows linear_w8a8, whatever its weight holds."""
     model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)).eval()

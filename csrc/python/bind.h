@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -70,6 +71,22 @@ using Buffer = std::unique_ptr<void, Free>;
 inline Buffer allocate(int64_t bytes) {
   Buffer buffer(std::aligned_alloc(64, size_t(round_up(bytes + 1, 64))));
   if (!buffer) throw std::bad_alloc();
+  return buffer;
+}
+
+// The A operand of a matmul from plain int8 rows: the layout of quantize_rowwise.h.
+inline Buffer layout_a(int64_t tile_rows, uint8_t flip, const int8_t* a, int64_t m, int64_t k) {
+  const int64_t k_pad = round_up(k, kBlockK);
+  Buffer buffer = allocate(m * k_pad);
+  uint8_t* q = static_cast<uint8_t*>(buffer.get());
+  for (int64_t row = 0; row < m; ++row) {
+    const int64_t first = row / tile_rows * tile_rows;
+    const int64_t block_rows = std::min(tile_rows, m - first);
+    for (int64_t i = 0; i < k_pad; ++i) {
+      const int8_t v = i < k ? a[row * k + i] : int8_t(0);
+      q[first * k_pad + i / 64 * block_rows * 64 + (row - first) * 64 + i % 64] = uint8_t(v) ^ flip;
+    }
+  }
   return buffer;
 }
 

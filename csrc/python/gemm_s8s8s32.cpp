@@ -9,23 +9,6 @@
 namespace fastinfer::python {
 namespace {
 
-// The A operand of `kernel` from plain int8 rows: the layout of quantize_rowwise.h.
-Buffer layout_a(const GemmS8S8S32Kernel& kernel, const int8_t* a, int64_t m, int64_t k) {
-  const int64_t k_pad = round_up(k, kBlockK);
-  Buffer buffer = allocate(m * k_pad);
-  uint8_t* q = static_cast<uint8_t*>(buffer.get());
-  for (int64_t row = 0; row < m; ++row) {
-    const int64_t first = row / kernel.tile_rows * kernel.tile_rows;
-    const int64_t block_rows = std::min(kernel.tile_rows, m - first);
-    for (int64_t i = 0; i < k_pad; ++i) {
-      const int8_t v = i < k ? a[row * k + i] : int8_t(0);
-      q[first * k_pad + i / 64 * block_rows * 64 + (row - first) * 64 + i % 64] =
-          uint8_t(v) ^ kernel.flip;
-    }
-  }
-  return buffer;
-}
-
 py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a, const Array<int8_t>& w,
                            const Array<float>& a_scale, const Array<float>& w_scale,
                            const std::optional<Array<float>>& bias, int activation,
@@ -50,7 +33,7 @@ py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a, cons
   pack_w8(w.data(), n, k, static_cast<uint8_t*>(packed.get()));
   PackedWeight weight;
   open_packed(packed.get(), packed_bytes(n, k), &weight);
-  const Buffer rows = layout_a(kernel, a.data(), m, k);
+  const Buffer rows = layout_a(kernel.tile_rows, kernel.flip, a.data(), m, k);
 
   GemmS8S8S32 p{};
   p.m = m;

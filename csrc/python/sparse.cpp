@@ -1,7 +1,9 @@
-// fastinfer._C: the families of sparse weights, expand_s8 and gemm_masked_s8s8s32, on numpy arrays.
+// fastinfer._C: the families of sparse weights, expand_s8, gemm_masked_s8s8s32 and
+// gemm_bsr_s8s8s32, on numpy arrays.
 #include <algorithm>
 
 #include "cpu/expand_s8/expand_s8.h"
+#include "cpu/gemm_bsr_s8s8s32/gemm_bsr_s8s8s32.h"
 #include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
 #include "python/bind.h"
 
@@ -13,12 +15,7 @@ struct Packed {
   PackedWeight weight;
 };
 
-Packed pack_masked(const Array<int8_t>& w, const std::string& layout_name) {
-  WeightLayout layout;
-  if (!parse_weight_layout(layout_name.c_str(), &layout) || layout == WeightLayout::dense ||
-      layout == WeightLayout::bsr) {
-    throw py::value_error("layout: got \"" + layout_name + "\", want sp24 or bitmask");
-  }
+Packed pack(const Array<int8_t>& w, WeightLayout layout) {
   if (w.ndim() != 2 || w.shape(1) > kMaxK) {
     throw py::value_error("w: want int8 [N, K] with K <= 131071");
   }
@@ -29,6 +26,40 @@ Packed pack_masked(const Array<int8_t>& w, const std::string& layout_name) {
   pack_w8(w.data(), w.shape(0), w.shape(1), static_cast<uint8_t*>(packed.bytes.get()), layout);
   open_packed(packed.bytes.get(), bytes, &packed.weight);
   return packed;
+}
+
+Packed pack_masked(const Array<int8_t>& w, const std::string& name) {
+  WeightLayout layout;
+  if (!parse_weight_layout(name.c_str(), &layout) || layout == WeightLayout::dense ||
+      layout == WeightLayout::bsr) {
+    throw py::value_error("layout: got \"" + name + "\", want sp24 or bitmask");
+  }
+  return pack(w, layout);
+}
+
+// The sums of int8 a [M, K] with a packed weight: run(gemm) fills in the rest and calls a kernel.
+template <class Run>
+py::array sums(const Array<int8_t>& a, const PackedWeight& weight, int64_t tile_rows, uint8_t flip,
+               Run&& run) {
+  if (a.ndim() != 2 || a.shape(1) != weight.k) {
+    throw py::value_error("a: want int8 [M, K] with the K of w");
+  }
+  const int64_t m = a.shape(0), n = weight.n;
+  const Buffer rows = layout_a(tile_rows, flip, a.data(), m, weight.k);
+  const std::vector<float> ones(size_t(std::max(m, n)), 1.0f);
+  py::array out = new_array(DType::s32, {m, n});
+  GemmS8S8S32 gemm{};
+  gemm.m = m;
+  gemm.n = n;
+  gemm.k_pad = weight.k_pad;
+  gemm.a = static_cast<const int8_t*>(rows.get());
+  gemm.a_scale = gemm.a_offset = gemm.b_scale = ones.data();
+  gemm.compensation = weight.compensation;
+  gemm.out = out.mutable_data();
+  gemm.out_ld_bytes = n * 4;
+  gemm.out_dtype = DType::s32;
+  if (m > 0 && n > 0) run(gemm);
+  return out;
 }
 
 py::array run_expand_s8(const std::string& name, const Array<int8_t>& w,
@@ -43,8 +74,8 @@ py::array run_expand_s8(const std::string& name, const Array<int8_t>& w,
   const Buffer panel = allocate(bytes);
   py::array_t<int8_t> out(std::vector<py::ssize_t>{panels_of(weight), weight.k_pad / 4, 16, 4});
   for (int64_t i = 0; i < panels_of(weight); ++i) {
-    kernel.run(
-        {masked_panel(weight, i), weight.masked_end, slices, static_cast<int8_t*>(panel.get())});
+    kernel.run({masked_panel(weight, i), weight.masked_end, weight.layout == WeightLayout::sp24,
+                slices, static_cast<int8_t*>(panel.get())});
     std::copy_n(static_cast<const int8_t*>(panel.get()), bytes, out.mutable_data() + i * bytes);
   }
   return std::move(out);
@@ -58,35 +89,21 @@ py::array run_gemm_masked(const std::string& name, const Array<int8_t>& a, const
   const auto* dense = gemm_s8s8s32_kernels(&count);
   const auto* companion = std::find_if(
       dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
-  if (a.ndim() != 2 || w.ndim() != 2 || a.shape(1) != w.shape(1) || a.shape(0) > kMostMaskedRows) {
-    throw py::value_error("a, w: want int8 [M, K] and [N, K] with M <= 8");
-  }
+  if (a.ndim() == 2 && a.shape(0) > kMostMaskedRows) throw py::value_error("a: want M <= 8");
   const Packed packed = pack_masked(w, layout);
-  const PackedWeight& weight = packed.weight;
-  const int64_t m = a.shape(0), n = weight.n;
-  const Buffer rows = allocate(m * weight.k_pad);
-  uint8_t* q = static_cast<uint8_t*>(rows.get());
-  for (int64_t i = 0; i < m * weight.k_pad; ++i) {
-    const int64_t k = i % weight.k_pad;
-    q[i] = uint8_t(k < weight.k ? a.at(i / weight.k_pad, k) : int8_t(0)) ^ companion->flip;
-  }
-  const std::vector<float> ones(size_t(std::max(m, n)), 1.0f);
-  py::array out = new_array(DType::s32, {m, n});
-  const Buffer scratch = allocate(m * weight.k_pad);
-  GemmMaskedS8S8S32 p{};
-  p.scratch = static_cast<int8_t*>(scratch.get());
-  p.weight = &weight;
-  p.gemm.m = m;
-  p.gemm.n = n;
-  p.gemm.k_pad = weight.k_pad;
-  p.gemm.a = static_cast<const int8_t*>(rows.get());
-  p.gemm.a_scale = p.gemm.a_offset = p.gemm.b_scale = ones.data();
-  p.gemm.compensation = weight.compensation;
-  p.gemm.out = out.mutable_data();
-  p.gemm.out_ld_bytes = n * 4;
-  p.gemm.out_dtype = DType::s32;
-  if (m > 0 && n > 0) kernel.run(p);
-  return out;
+  return sums(a, packed.weight, companion->tile_rows, companion->flip, [&](const auto& gemm) {
+    const Buffer scratch = allocate(gemm.m * gemm.k_pad);
+    kernel.run({gemm, &packed.weight, 0, static_cast<int8_t*>(scratch.get())});
+  });
+}
+
+py::array run_gemm_bsr(const std::string& name, const Array<int8_t>& a, const Array<int8_t>& w) {
+  int count;
+  const auto* all = gemm_bsr_s8s8s32_kernels(&count);
+  const auto& kernel = find_kernel(all, count, name);
+  const Packed packed = pack(w, WeightLayout::bsr);
+  return sums(a, packed.weight, kernel.tile_rows, kernel.flip,
+              [&](const auto& gemm) { kernel.run({gemm, &packed.weight, 0}); });
 }
 
 }  // namespace
@@ -95,6 +112,8 @@ void bind_sparse(py::module_& m, py::list& kernels) {
   int count;
   const auto* expand = expand_s8_kernels(&count);
   list_kernels("expand_s8", expand, count, kernels);
+  const auto* bsr = gemm_bsr_s8s8s32_kernels(&count);
+  list_kernels("gemm_bsr_s8s8s32", bsr, count, kernels);
   const auto* masked = gemm_masked_s8s8s32_kernels(&count);
   list_kernels("gemm_masked_s8s8s32", masked, count, kernels);
   m.def("expand_s8", &run_expand_s8, py::arg("kernel"), py::arg("w"), py::arg("layout"),
@@ -103,6 +122,8 @@ void bind_sparse(py::module_& m, py::list& kernels) {
   m.def("gemm_masked_s8s8s32", &run_gemm_masked, py::arg("kernel"), py::arg("a"), py::arg("w"),
         py::arg("layout"),
         "Runs a gemm_masked_s8s8s32 kernel by name: int8 a [M, K], w [N, K] -> int32 [M, N].");
+  m.def("gemm_bsr_s8s8s32", &run_gemm_bsr, py::arg("kernel"), py::arg("a"), py::arg("w"),
+        "Runs a gemm_bsr_s8s8s32 kernel by name: int8 a [M, K], w [N, K] -> int32 [M, N].");
 }
 
 }  // namespace fastinfer::python

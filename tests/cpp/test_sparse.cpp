@@ -1,12 +1,13 @@
-// Sparse weights: the layouts of pack.h there and back, blocks that lie, every row of expand_s8 and
-// gemm_masked_s8s8s32, and the driver, whose bits must be those of a dense weight with the same
-// zeros.
+// Sparse weights: the layouts of pack.h there and back, blocks that lie, every row of expand_s8,
+// gemm_masked_s8s8s32 and gemm_bsr_s8s8s32, and the driver, whose bits must be those of a dense
+// weight with the same zeros.
 #include <algorithm>
 #include <string>
 #include <vector>
 
 #include "check.h"
 #include "cpu/expand_s8/expand_s8.h"
+#include "cpu/gemm_bsr_s8s8s32/gemm_bsr_s8s8s32.h"
 #include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
 #include "cpu/gemm_s8s8s32/linear.h"
 #include "guard.h"
@@ -266,8 +267,8 @@ void check_expand(const ExpandS8Kernel& kernel) {
         const Guarded block(bytes.data(), int64_t(bytes.size()), Side::end);
         const uint8_t* begin = block.as<uint8_t>();
         const Guarded want(slices * kSliceBytes, Side::end), got(slices * kSliceBytes, Side::end);
-        generic.run({begin, begin + limit, slices, want.as<int8_t>()});
-        kernel.run({begin, begin + limit, slices, got.as<int8_t>()});
+        generic.run({begin, begin + limit, false, slices, want.as<int8_t>()});
+        kernel.run({begin, begin + limit, false, slices, got.as<int8_t>()});
         CHECK(std::memcmp(want.as<char>(), got.as<char>(), size_t(slices * kSliceBytes)) == 0);
       }
     }
@@ -288,64 +289,82 @@ void each_row(const Kernel* kernels, int count, Check&& check) {
   }
 }
 
-// Sums against int64, each number of rows and of panels; the driver's tests see the epilogue.
+// Sums against int64, not always from the first panel on; the driver's tests see the epilogue.
+// run(gemm, weight, panel) calls the kernel.
+template <class Run>
+void check_sums(const std::string& name, WeightLayout layout, int64_t m, int64_t tile_rows,
+                uint8_t flip, Run&& run) {
+  Random random(uint64_t(35 + m));
+  for (int64_t n : {1, 16, 33, 64, 115}) {
+    for (int64_t k : {0, 1, 64, 131}) {
+      results().context = name + " " + named(layout, n, k) + " m=" + std::to_string(m);
+      const auto w = sparse_weight(random, n, k, layout);
+      const Bytes bytes = pack(w, n, k, layout);
+      const Guarded block(bytes.data(), int64_t(bytes.size()), Side::end);
+      PackedWeight weight;
+      CHECK(open_packed(block.as<void>(), block.bytes(), &weight) == nullptr);
+      std::vector<int8_t> a(size_t(m * k));
+      for (int8_t& v : a) v = random.byte();
+      Bytes laid_out(size_t(m * weight.k_pad), flip);
+      for (int64_t row = 0; row < m; ++row) {
+        const int64_t first = row / tile_rows * tile_rows, height = std::min(tile_rows, m - first);
+        for (int64_t i = 0; i < k; ++i) {
+          const int64_t at = first * weight.k_pad + i / 64 * height * 64 + (row - first) * 64;
+          laid_out[size_t(at + i % 64)] ^= uint8_t(a[size_t(row * k + i)]);
+        }
+      }
+      const Guarded rows(laid_out.data(), int64_t(laid_out.size()), Side::end);
+      const std::vector<float> ones(size_t(std::max(m, n)), 1.0f);
+      const int64_t panel = n > 16;
+      const Guarded out(m * n * 4, Side::end);
+      GemmS8S8S32 p{};
+      p.m = m;
+      p.n = n - panel * 16;
+      p.k_pad = weight.k_pad;
+      p.a = rows.as<int8_t>();
+      p.a_scale = p.a_offset = p.b_scale = ones.data();
+      p.compensation = weight.compensation + panel * 16;
+      p.out = out.as<char>() + panel * 64;
+      p.out_ld_bytes = n * 4;
+      p.out_dtype = DType::s32;
+      run(p, weight, panel);
+      bool same = true;
+      for (int64_t row = 0; row < m; ++row) {
+        for (int64_t column = panel * 16; column < n; ++column) {
+          int64_t sum = 0;
+          for (int64_t i = 0; i < k; ++i) {
+            sum += int64_t(a[size_t(row * k + i)]) * w[size_t(column * k + i)];
+          }
+          same = same && out.as<int32_t>()[row * n + column] == int32_t(sum);
+        }
+      }
+      CHECK(same);
+    }
+  }
+}
+
 void check_masked(const GemmMaskedS8S8S32Kernel& kernel) {
   int count;
   const GemmS8S8S32Kernel* dense = gemm_s8s8s32_kernels(&count);
   const auto* companion = std::find_if(
       dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
-  Random random(35);
   for (WeightLayout layout : {WeightLayout::sp24, WeightLayout::bitmask}) {
     for (int64_t m = 1; m <= kMostMaskedRows; ++m) {
-      for (int64_t n : {1, 16, 33, 64, 115}) {
-        for (int64_t k : {0, 1, 64, 131}) {
-          results().context =
-              std::string(kernel.name) + " " + named(layout, n, k) + " m=" + std::to_string(m);
-          const auto w = sparse_weight(random, n, k, layout);
-          const Bytes bytes = pack(w, n, k, layout);
-          const Guarded block(bytes.data(), int64_t(bytes.size()), Side::end);
-          PackedWeight weight;
-          CHECK(open_packed(block.as<void>(), block.bytes(), &weight) == nullptr);
-          CHECK(companion->tile_rows == 1);
-          std::vector<int8_t> a(size_t(m * weight.k_pad));
-          for (int64_t i = 0; i < m * weight.k_pad; ++i) {
-            a[size_t(i)] = i % weight.k_pad < k ? random.byte() : int8_t(0);
-          }
-          Bytes flipped(a.begin(), a.end());
-          for (uint8_t& v : flipped) v ^= companion->flip;
-          const Guarded rows(flipped.data(), int64_t(flipped.size()), Side::end);
-          const std::vector<float> ones(size_t(std::max(m, n)), 1.0f);
-          const int64_t panel = n > 16;  // not always from the first on
-          const Guarded out(m * n * 4, Side::end);
-          GemmMaskedS8S8S32 p{};
-          p.weight = &weight;
-          p.panel = panel;
-          const Guarded scratch(m * weight.k_pad, Side::end);
-          p.scratch = scratch.as<int8_t>();
-          p.gemm.m = m;
-          p.gemm.n = n - panel * 16;
-          p.gemm.k_pad = weight.k_pad;
-          p.gemm.a = rows.as<int8_t>();
-          p.gemm.a_scale = p.gemm.a_offset = p.gemm.b_scale = ones.data();
-          p.gemm.compensation = weight.compensation + panel * 16;
-          p.gemm.out = out.as<char>() + panel * 64;
-          p.gemm.out_ld_bytes = n * 4;
-          p.gemm.out_dtype = DType::s32;
-          kernel.run(p);
-          bool same = true;
-          for (int64_t row = 0; row < m; ++row) {
-            for (int64_t column = panel * 16; column < n; ++column) {
-              int64_t sum = 0;
-              for (int64_t i = 0; i < k; ++i) {
-                sum += int64_t(a[size_t(row * weight.k_pad + i)]) * w[size_t(column * k + i)];
-              }
-              same = same && out.as<int32_t>()[row * n + column] == int32_t(sum);
-            }
-          }
-          CHECK(same);
-        }
-      }
+      check_sums(kernel.name, layout, m, companion->tile_rows, companion->flip,
+                 [&](const GemmS8S8S32& p, const PackedWeight& weight, int64_t panel) {
+                   const Guarded scratch(m * weight.k_pad, Side::end);
+                   kernel.run({p, &weight, panel, scratch.as<int8_t>()});
+                 });
     }
+  }
+}
+
+void check_bsr(const GemmBsrS8S8S32Kernel& kernel) {
+  for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 39, 130}) {
+    check_sums(kernel.name, WeightLayout::bsr, m, kernel.tile_rows, kernel.flip,
+               [&](const GemmS8S8S32& p, const PackedWeight& weight, int64_t panel) {
+                 kernel.run({p, &weight, panel});
+               });
   }
 }
 
@@ -359,6 +378,8 @@ void test_sparse() {
   each_row(expand, count, check_expand);
   const GemmMaskedS8S8S32Kernel* masked = gemm_masked_s8s8s32_kernels(&count);
   each_row(masked, count, check_masked);
+  const GemmBsrS8S8S32Kernel* bsr = gemm_bsr_s8s8s32_kernels(&count);
+  each_row(bsr, count, check_bsr);
   const std::string before = isa_cap();
   for (int i = 0; i < kIsaCount; ++i) {
     set_isa_cap(before.c_str());

@@ -7,8 +7,11 @@
 
 namespace fastinfer::cpu {
 
-void expand_s8_avx512bitalg(const ExpandS8& p) {
-  const ExpandAny expand;
+namespace {
+
+template <class Expand>
+void expand_slices(const ExpandS8& p) {
+  const Expand expand;
   const uint8_t* masked = p.masked;
   int8_t* out = p.out;
   for (int64_t s = 0; s < p.slices; ++s) {
@@ -21,6 +24,12 @@ void expand_s8_avx512bitalg(const ExpandS8& p) {
     }
     masked = value;
   }
+}
+
+}  // namespace
+
+void expand_s8_avx512bitalg(const ExpandS8& p) {
+  p.pairs ? expand_slices<ExpandPairs>(p) : expand_slices<ExpandAny>(p);
 }
 
 }  // namespace fastinfer::cpu

@@ -11,14 +11,12 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <utility>
 
 #include "cpu/expand_s8/avx512.h"
 #include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
 #include "cpu/gemm_s8s8s32/epilogue.h"
+#include "cpu/gemm_s8s8s32/x86_zmm.h"
 #include "cpu/vec/avx512.h"
-
-#define FASTINFER_INLINE __attribute__((always_inline))
 
 namespace fastinfer::cpu {
 
@@ -26,24 +24,6 @@ namespace {
 
 constexpr int kMaxRows = int(kMostMaskedRows);
 constexpr int64_t kGroupPanels = 4;  // that go through the epilogue together
-
-// In assembly: GCC 12 copies each sum around the intrinsic. By value: a reference would keep the
-// sums in memory.
-inline __m512i dpbusd(__m512i acc_s32, __m512i a_u8, __m512i b_s8) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc_s32) : "v"(a_u8), "v"(b_s8));
-  return acc_s32;
-}
-
-// body(0) ... body(N - 1), each a constant: GCC 12 unrolls these loops too late for the arrays in
-// them to become registers.
-template <class Body, int... I>
-FASTINFER_INLINE inline void each(std::integer_sequence<int, I...>, Body&& body) {
-  (body(std::integral_constant<int, I>()), ...);
-}
-template <int N, class Body>
-FASTINFER_INLINE inline void each(Body&& body) {
-  each(std::make_integer_sequence<int, N>(), body);
-}
 
 // The rows of A side by side, 4 bytes of each in turn: a step reads one place, and rows that are a
 // multiple of 4 KiB apart do not push each other out of L1.

@@ -48,7 +48,8 @@ void expand_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
     part.n = std::min(most, gemm.n - column);
     part.panels = scratch;
     for (int64_t n = 0; n < part.n; n += kPanelColumns, ++panel) {
-      plan.expand->run({masked_panel(w, panel), w.masked_end, slices, scratch + n * w.k_pad});
+      plan.expand->run({masked_panel(w, panel), w.masked_end, w.layout == WeightLayout::sp24,
+                        slices, scratch + n * w.k_pad});
     }
     plan.gemm->run(part);
   }
@@ -108,7 +109,7 @@ int64_t columns_scratch_bytes(const LinearPlan& plan, const PackedWeight& weight
     return (plan.masked != nullptr ? rows : expanded_columns(*plan.gemm, weight.k_pad)) *
            weight.k_pad;
   }
-  if (weight.layout == WeightLayout::dense) return 0;
+  if (weight.layout == WeightLayout::dense || plan.bsr != nullptr) return 0;
   return std::min(round_up(rows, kPanelColumns), kGatherRows) * weight.k_pad;
 }
 
@@ -123,6 +124,8 @@ void multiply_columns(const LinearPlan& plan, const LinearWeight& weight, int64_
   if (w.layout == WeightLayout::dense) {
     gemm.panels = w.panels + begin * w.k_pad;
     plan.gemm->run(gemm);
+  } else if (plan.bsr != nullptr) {
+    plan.bsr->run({gemm, &w, panel});
   } else if (!is_masked(w)) {
     gather_and_multiply(plan, w, panel, gemm, scratch);
   } else if (plan.masked != nullptr) {

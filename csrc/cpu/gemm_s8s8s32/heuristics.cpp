@@ -23,6 +23,7 @@ double macs_per_cycle(Isa isa) {
 }
 constexpr double kCyclesPerWeightByte = 0.1;
 constexpr double kCyclesPerQuantizedElement = 0.35;
+constexpr double kCyclesPerExpandedByte = 0.1;
 constexpr double kCyclesPerParallelRegion = 8000;
 
 // Quantised rows kept at a time: half of a 2 MiB L2 leaves room for the weight panels.
@@ -42,9 +43,11 @@ constexpr int64_t kCachedWeightBytes = 3 << 19;
 // Expanded panels of a masked weight: a quarter of a 1 MiB L2.
 constexpr int64_t kExpandedBytes = 256 << 10;
 
-double task_cycles(double m, double n, double k, Isa isa, double stored) {
-  return stored * std::max(m * n * k / macs_per_cycle(isa), n * k * kCyclesPerWeightByte) +
-         m * k * kCyclesPerQuantizedElement;
+double task_cycles(double m, double n, double k, Isa isa, const WeightKinds& kinds) {
+  const double work = kinds.masked ? 1 : kinds.stored;
+  return std::max(work * m * n * k / macs_per_cycle(isa),
+                  kinds.stored * n * k * kCyclesPerWeightByte) +
+         (kinds.masked ? n * k * kCyclesPerExpandedByte : 0) + m * k * kCyclesPerQuantizedElement;
 }
 
 const GemmS8S8S32Kernel& kernel_of(Isa isa) {
@@ -74,28 +77,30 @@ int64_t expanded_columns(const GemmS8S8S32Kernel& gemm, int64_t k_pad) {
   return std::max<int64_t>(1, kExpandedBytes / std::max<int64_t>(1, k_pad) / gemm.nr) * gemm.nr;
 }
 
-LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, double stored,
-                       bool masked) {
+LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, const WeightKinds& kinds) {
   LinearPlan plan{};
   plan.gemm = &select_gemm_s8s8s32(m, n * k_pad);
   plan.quantize = &select_quantize_rowwise();
   plan.tasks_m = plan.tasks_n = 1;
-  if (masked) {
+  if (kinds.masked) {
     plan.expand = &select_expand_s8();
     if (m <= kMostMaskedRows) plan.masked = select_gemm_masked_s8s8s32();
     if (plan.masked != nullptr) plan.gemm = &kernel_of(plan.masked->companion);
   }
+  if (kinds.only_bsr) plan.bsr = select_gemm_bsr_s8s8s32(plan.gemm->isa);
+  plan.tile_rows = plan.bsr != nullptr ? plan.bsr->tile_rows : plan.gemm->tile_rows;
+  plan.flip = plan.bsr != nullptr ? plan.bsr->flip : plan.gemm->flip;
   const Isa isa = plan.gemm->isa;
   const int64_t rows = std::max<int64_t>(1, (m + kRowStep - 1) / kRowStep);
   const int64_t panels = std::max<int64_t>(1, (n + kPanelColumns - 1) / kPanelColumns);
-  double best = task_cycles(double(m), double(n), double(k_pad), isa, stored);
+  double best = task_cycles(double(m), double(n), double(k_pad), isa, kinds);
   for (int64_t tm = 1; tm <= std::min<int64_t>(threads, rows); ++tm) {
     const int64_t tn = std::min<int64_t>(threads / tm, panels);
     if (tm * tn == 1) continue;
     const double task_m = std::min<double>(double(m), double((rows + tm - 1) / tm * kRowStep));
     const double task_n = double((panels + tn - 1) / tn * kPanelColumns);
     const double cycles =
-        task_cycles(task_m, task_n, double(k_pad), isa, stored) + kCyclesPerParallelRegion;
+        task_cycles(task_m, task_n, double(k_pad), isa, kinds) + kCyclesPerParallelRegion;
     if (cycles < best) {
       best = cycles;
       plan.tasks_m = tm;

@@ -75,8 +75,8 @@ void prepare_rows(const Job& job, int64_t m, int64_t rows, const Buffers& buffer
   chunk.rows = rows;
   chunk.k = p.weights[0].packed.k;
   chunk.k_store = p.weights[0].packed.k_pad;
-  chunk.tile_rows = job.plan.gemm->tile_rows;
-  chunk.flip = job.plan.gemm->flip;
+  chunk.tile_rows = job.plan.tile_rows;
+  chunk.flip = job.plan.flip;
   chunk.q = buffers.q;
   chunk.scale = buffers.scale;
   chunk.offset = buffers.offset;
@@ -200,25 +200,24 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   Job job;
   job.p = &p;
   job.panels = 0;
-  double stored = 0;
-  bool masked = false;
+  WeightKinds kinds{0, false, true};
   for (int64_t i = 0; i < p.weight_count; ++i) {
     const PackedWeight& weight = p.weights[i].packed;
     job.panels += panels_of(weight);
-    stored += double(weight.stored_bytes());
-    masked = masked || weight.masked != nullptr;
+    kinds.stored += double(weight.stored_bytes());
+    kinds.masked = kinds.masked || weight.masked != nullptr;
+    kinds.only_bsr = kinds.only_bsr && weight.layout == WeightLayout::bsr;
   }
   if (p.m == 0 || job.panels == 0) return true;
   const PackedWeight& first = p.weights[0].packed;
   const int64_t columns = job.panels * kPanelColumns;
-  stored /= double(std::max<int64_t>(1, columns * first.k_pad));
-  job.plan = plan_linear(p.m, columns, first.k_pad, threads, stored, masked);
+  kinds.stored /= double(std::max<int64_t>(1, columns * first.k_pad));
+  job.plan = plan_linear(p.m, columns, first.k_pad, threads, kinds);
   if (p.gated) job.panels /= 2;
   job.rows_per_task = round_up(ceil_div(p.m, job.plan.tasks_m), kPanelColumns);
   job.panels_per_task = ceil_div(job.panels, job.plan.tasks_n);
-  job.in_place = p.x_dtype == DType::s8 && job.plan.gemm->tile_rows == 1 &&
-                 job.plan.gemm->flip == 0 && first.k == first.k_pad &&
-                 (p.m == 1 || p.ldx_bytes == first.k);
+  job.in_place = p.x_dtype == DType::s8 && job.plan.tile_rows == 1 && job.plan.flip == 0 &&
+                 first.k == first.k_pad && (p.m == 1 || p.ldx_bytes == first.k);
   job.gate = gate_tile(std::min(p.m, job.plan.mc));
   job.columns_scratch = 0;
   for (int64_t i = 0; i < p.weight_count; ++i) {
