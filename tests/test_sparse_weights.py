@@ -17,6 +17,7 @@ from linears import FLOATS, opcheck, poisoned, same_bits
 
 SPARSE = ["sp24", "bitmask", "bsr"]
 SHAPES = [(0, 0), (0, 5), (5, 0), (1, 1), (16, 64), (17, 65), (96, 200), (130, 322)]
+BSR = [k for k in _C.kernels() if k["family"] == "gemm_bsr_s8s8s32"]
 MASKED = [k for k in _C.kernels() if k["family"] in ("expand_s8", "gemm_masked_s8s8s32")]
 
 
