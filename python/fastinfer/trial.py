@@ -34,7 +34,8 @@ class Form:
 class Trial:
     """`model` and `batches`, in eval mode and inference mode whenever it runs.
 
-    `pairs`: the layers that have an int8 form. `given`: the form that the model came in. `form`:
+    `pairs`: the layers that have an int8 form; a layer that has several is in as many pairs, and a
+    form holds one of them at most. `given`: the form that the model came in. `form`:
     the one that it is in.
     """
 
@@ -80,7 +81,9 @@ class Trial:
 
     def finish(self) -> None:
         """Leaves the model in its form and forgets the rest."""
-        for pair in self.pairs:
+        for pair in sorted(
+            self.pairs, key=lambda pair: pair.is_int8
+        ):  # the others' hold goes first
             pair.release()
         self.pairs, self.given, self.form = [], Form(), Form()
 
@@ -105,12 +108,14 @@ class Trial:
                     error.add(y, got[name])
         return error.relative
 
-    def time_pairs(self) -> tuple[dict[nn.Module, Timing], dict[Pair, float]]:
-        """Times each layer beside its twin, on what reaches it; and the error that a pair makes on
-        that input, of its float layers' outputs."""
-        errors = {pair: Error() for pair in self.pairs}
-        pair_of = {layer.module: pair for pair in self.pairs for layer in pair.layers}
-        twins = Twins(self.pairs)
+    def time_pairs(
+        self, pairs: Sequence[Pair]
+    ) -> tuple[dict[nn.Module, Timing], dict[Pair, float]]:
+        """Times each layer of `pairs` beside its twin, on what reaches it; and the error that a
+        pair makes on that input, of its float layers' outputs."""
+        errors = {pair: Error() for pair in pairs}
+        pair_of = {layer.module: pair for pair in pairs for layer in pair.layers}
+        twins = Twins(pairs)
 
         def look(linear: nn.Module, y: Tensor, got: Tensor) -> None:
             errors[pair_of[linear]].add(y, got)
