@@ -25,6 +25,8 @@ from fastinfer.pruning import Pruning
 from fastinfer.qat import convert_qat_, prepare_qat_
 from fastinfer.quantize import quantize_
 from fastinfer.schedule import CubicSchedule
+from fastinfer.schemes import Int8Sparse
+from fastinfer.sensitivity import Sensitivity, sensitivity
 from fastinfer.smooth import smooth_
 from fastinfer.smoothing import Smoothing
 from fastinfer.sparsegpt import SparseGPT
@@ -44,11 +46,13 @@ __all__ = [
     "FeatureMatch",
     "Fusion",
     "Int8Dynamic",
+    "Int8Sparse",
     "Int8Static",
     "Magnitude",
     "Optimized",
     "Pruning",
     "Random",
+    "Sensitivity",
     "Smoothing",
     "Sparse24",
     "SparseGPT",
@@ -73,6 +77,7 @@ __all__ = [
     "prune_channels_",
     "quantize_",
     "quantize_linear",
+    "sensitivity",
     "show_config",
     "smooth_",
     "sparsity_of",

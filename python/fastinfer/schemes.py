@@ -1,0 +1,144 @@
+"""What a linear layer can be put into: schemes, for `sensitivity` and `search` to choose from."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from fastinfer.config import Int8Dynamic
+from fastinfer.criteria import Wanda
+from fastinfer.nn import QuantizedLinear
+from fastinfer.prune import AnyCriterion, check_method, choose
+from fastinfer.sparsity import BlockSparse, Sparse24, Structure, Unstructured
+from fastinfer.swap import Make
+
+_LAYOUTS: dict[type, str] = {Sparse24: "sp24", BlockSparse: "bsr", Unstructured: "bitmask"}
+_TILE = 16, 64  # outputs by in_features: what the kernels skip
+_WANDA = Wanda()
+
+
+@runtime_checkable
+class Scheme(Protocol):
+    """A form that a linear layer can have instead of float."""
+
+    @property
+    def label(self) -> str:
+        """Its name in a table; no two schemes of a call have the same."""
+        ...
+
+    def prepare(
+        self, model: nn.Module, linears: Mapping[str, nn.Linear], batches: Sequence[Any]
+    ) -> Make:
+        """Looks at the model once; returns what makes the twin of each of `linears`, by name, all
+        of which `batches` reach. The model stays as it is."""
+        ...
+
+    def code(self) -> str:
+        """Python that puts the layers of `model` which `filter_fn` takes into this scheme."""
+        ...
+
+
+@dataclass(frozen=True)
+class Int8Sparse:
+    """Weights pruned in a structure, then int8 as with `Int8Dynamic`, stored without the zeros.
+
+    structure: Sparse24(), BlockSparse(block, sparsity), with tiles of whole 16 x 64 ones, or
+    Unstructured(density). criterion: which weights go, as in `prune_`, each layer by itself; one
+    that needs batches gets those that `sensitivity` or `search` runs on.
+
+    Raises TypeError on values of other types; ValueError on tiles of another size, or a criterion
+    that does not go with the structure.
+    """
+
+    structure: Structure
+    criterion: AnyCriterion = _WANDA
+
+    def __post_init__(self) -> None:
+        check_method(self.structure, self.criterion)
+        if isinstance(self.structure, BlockSparse):
+            block = self.structure.block
+            if block[0] % _TILE[0] or block[1] % _TILE[1]:
+                raise ValueError(
+                    f"Int8Sparse: the block of its structure is {block}, want multiples of "
+                    f"{_TILE[0]} and {_TILE[1]}, the tiles that the kernels skip"
+                )
+
+    @property
+    def label(self) -> str:
+        share = ""
+        if not isinstance(self.structure, Sparse24):
+            share = f" {100 * (1 - self.structure.kept):g} %"
+        return f"int8 {self.structure.label}{share}, {self.criterion.label}"
+
+    def prepare(
+        self, model: nn.Module, linears: Mapping[str, nn.Linear], batches: Sequence[Any]
+    ) -> Make:
+        def choose_for(linears: Mapping[str, nn.Linear]) -> dict[str, tuple[Tensor, Tensor | None]]:
+            return choose(model, linears, self.structure, self.criterion, batches, progress=False)
+
+        names = {linear: name for name, linear in linears.items()}
+        chosen = choose_for(linears) if self.criterion.needs_batches else {}
+
+        def make(linear: nn.Linear) -> QuantizedLinear:
+            name = names[linear]
+            mask, weight = (chosen or choose_for({name: linear}))[name]
+            present = linear.weight.detach() if weight is None else weight
+            return _sparse_layer(
+                linear, torch.where(mask, present, 0), _LAYOUTS[type(self.structure)]
+            )
+
+        return make
+
+    def code(self) -> str:
+        structure, criterion = _code(self.structure), _code(self.criterion)
+        batches = ", batches=batches" if self.criterion.needs_batches else ""
+        return (
+            f"fastinfer.prune_(model, {structure}, {criterion}{batches}, filter_fn=filter_fn)\n"
+            "fastinfer.finalize_pruning_(model)  # before it, fine-tune\n"
+            "fastinfer.quantize_(model, filter_fn=filter_fn)"
+        )
+
+
+SCHEMES: tuple[Scheme, ...] = (
+    Int8Dynamic(),
+    Int8Sparse(Sparse24()),
+    Int8Sparse(BlockSparse(sparsity=0.5)),
+)
+
+
+def check_schemes(schemes: Sequence[object]) -> None:
+    """Raises TypeError or ValueError unless `schemes` are schemes, at least one, no label twice."""
+    if isinstance(schemes, str) or not isinstance(schemes, Sequence):
+        raise TypeError(f"schemes: got {type(schemes).__name__}, want a list of schemes")
+    for scheme in schemes:
+        if isinstance(scheme, type) or not isinstance(scheme, Scheme):
+            name = scheme.__name__ if isinstance(scheme, type) else type(scheme).__name__
+            raise TypeError(
+                f"schemes: got {name} in it, want Int8Dynamic(), Int8Sparse(structure) or what has "
+                "label, prepare and code as they do"
+            )
+    if not schemes:
+        raise ValueError("schemes: it is empty, want at least one scheme")
+    labels = [scheme.label for scheme in schemes if isinstance(scheme, Scheme)]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise ValueError(f"schemes: two are {twice[0]!r}, want each once")
+
+
+def _sparse_layer(linear: nn.Linear, weight: Tensor, layout: str) -> QuantizedLinear:
+    """The int8 layer of `linear` with another weight, whose zeros fit the layout."""
+    pruned = copy.copy(linear)
+    pruned._parameters = linear._parameters | {"weight": nn.Parameter(weight, requires_grad=False)}
+    return QuantizedLinear.from_linear(pruned)
+
+
+def _code(value: Any) -> str:
+    """The expression that makes a structure or a criterion; functions in it by their names."""
+    given = []
+    for field in fields(value):
+        held = getattr(value, field.name)
+        given.append(f"{field.name}={getattr(held, '__name__', repr(held))}")
+    return f"fastinfer.{type(value).__name__}({', '.join(given)})"
