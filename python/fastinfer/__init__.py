@@ -26,6 +26,8 @@ from fastinfer.qat import convert_qat_, prepare_qat_
 from fastinfer.quantize import quantize_
 from fastinfer.schedule import CubicSchedule
 from fastinfer.schemes import Int8Sparse
+from fastinfer.search import search
+from fastinfer.searched import Searched
 from fastinfer.sensitivity import Sensitivity, sensitivity
 from fastinfer.smooth import smooth_
 from fastinfer.smoothing import Smoothing
@@ -52,6 +54,7 @@ __all__ = [
     "Optimized",
     "Pruning",
     "Random",
+    "Searched",
     "Sensitivity",
     "Smoothing",
     "Sparse24",
@@ -77,6 +80,7 @@ __all__ = [
     "prune_channels_",
     "quantize_",
     "quantize_linear",
+    "search",
     "sensitivity",
     "show_config",
     "smooth_",

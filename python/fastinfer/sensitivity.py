@@ -12,7 +12,7 @@ from rich.text import Text
 from torch import nn
 
 from fastinfer.candidates import FilterFn, check_filter_fn
-from fastinfer.observe import check_batches, check_inputs
+from fastinfer.observe import list_batches
 from fastinfer.options import Option, find_options, measure_errors
 from fastinfer.render import Printable, titled_table
 from fastinfer.schemes import SCHEMES, Scheme, check_schemes
@@ -207,17 +207,6 @@ def sensitivity(
         if layer.name not in shared
     ]
     return Sensitivity(tuple(rows), tuple(schemes))
-
-
-def list_batches(batches: Iterable[Any]) -> list[Any]:
-    """`batches` as a list. Raises TypeError or ValueError unless they are batches, one at least."""
-    check_batches(batches)
-    given = list(batches)
-    for number, batch in enumerate(given, 1):
-        check_inputs(f"batches: number {number}", batch)
-    if not given:
-        raise ValueError("batches: it is empty, want at least one batch")
-    return given
 
 
 def _row(options: Sequence[Option]) -> LayerSensitivity:
