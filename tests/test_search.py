@@ -306,8 +306,6 @@ def test_wrong_arguments(arguments, options, error, message) -> None:
 def test_wrong_schemes() -> None:
     with pytest.raises(TypeError, match="structure: got the class Sparse24"):
         Int8Sparse(Sparse24)
-    with pytest.raises(ValueError, match=r"block of its structure is \(8, 64\), want multiples"):
-        Int8Sparse(BlockSparse((8, 64)))
     with pytest.raises(ValueError, match="SparseGPT cannot make BlockSparse"):
         Int8Sparse(BlockSparse(), fastinfer.SparseGPT())
     assert Int8Sparse(Unstructured(0.3), Magnitude()).label == "int8 unstructured 70 %, magnitude"

@@ -32,6 +32,7 @@ from fastinfer.sensitivity import Sensitivity, sensitivity
 from fastinfer.smooth import smooth_
 from fastinfer.smoothing import Smoothing
 from fastinfer.sparsegpt import SparseGPT
+from fastinfer.sparsify import sparsify_
 from fastinfer.sparsity import BlockSparse, Sparse24, Unstructured
 from fastinfer.summary import Summary
 
@@ -84,5 +85,6 @@ __all__ = [
     "sensitivity",
     "show_config",
     "smooth_",
+    "sparsify_",
     "sparsity_of",
 ]

@@ -12,11 +12,10 @@ from fastinfer.config import Int8Dynamic
 from fastinfer.criteria import Wanda
 from fastinfer.nn import QuantizedLinear
 from fastinfer.prune import AnyCriterion, check_method, choose
-from fastinfer.sparsity import BlockSparse, Sparse24, Structure, Unstructured
+from fastinfer.sparsify import layout_for
+from fastinfer.sparsity import BlockSparse, Sparse24, Structure
 from fastinfer.swap import Make
 
-_LAYOUTS: dict[type, str] = {Sparse24: "sp24", BlockSparse: "bsr", Unstructured: "bitmask"}
-_TILE = 16, 64  # outputs by in_features: what the kernels skip
 _WANDA = Wanda()
 
 
@@ -45,12 +44,12 @@ class Scheme(Protocol):
 class Int8Sparse:
     """Weights pruned in a structure, then int8 as with `Int8Dynamic`, stored without the zeros.
 
-    structure: Sparse24(), BlockSparse(block, sparsity), with tiles of whole 16 x 64 ones, or
-    Unstructured(density). criterion: which weights go, as in `prune_`, each layer by itself; one
-    that needs batches gets those that `sensitivity` or `search` runs on.
+    structure: Sparse24(), BlockSparse(block, sparsity) or Unstructured(density), stored as
+    `sparsify_` does. criterion: which weights go, as in `prune_`, each layer by itself; one that
+    needs batches gets those that `sensitivity` or `search` runs on.
 
-    Raises TypeError on values of other types; ValueError on tiles of another size, or a criterion
-    that does not go with the structure.
+    Raises TypeError on values of other types; ValueError on a criterion that does not go with the
+    structure.
     """
 
     structure: Structure
@@ -58,13 +57,6 @@ class Int8Sparse:
 
     def __post_init__(self) -> None:
         check_method(self.structure, self.criterion)
-        if isinstance(self.structure, BlockSparse):
-            block = self.structure.block
-            if block[0] % _TILE[0] or block[1] % _TILE[1]:
-                raise ValueError(
-                    f"Int8Sparse: the block of its structure is {block}, want multiples of "
-                    f"{_TILE[0]} and {_TILE[1]}, the tiles that the kernels skip"
-                )
 
     @property
     def label(self) -> str:
@@ -86,9 +78,10 @@ class Int8Sparse:
             name = names[linear]
             mask, weight = (chosen or choose_for({name: linear}))[name]
             present = linear.weight.detach() if weight is None else weight
-            return _sparse_layer(
-                linear, torch.where(mask, present, 0), _LAYOUTS[type(self.structure)]
-            )
+            pruned = copy.copy(linear)
+            weight = nn.Parameter(torch.where(mask, present, 0), requires_grad=False)
+            pruned._parameters = linear._parameters | {"weight": weight}
+            return QuantizedLinear.from_linear(pruned, layout_for(self.structure))
 
         return make
 
@@ -97,8 +90,7 @@ class Int8Sparse:
         batches = ", batches=batches" if self.criterion.needs_batches else ""
         return (
             f"fastinfer.prune_(model, {structure}, {criterion}{batches}, filter_fn=filter_fn)\n"
-            "fastinfer.finalize_pruning_(model)  # before it, fine-tune\n"
-            "fastinfer.quantize_(model, filter_fn=filter_fn)"
+            "fastinfer.sparsify_(model, filter_fn=filter_fn)  # fine-tune before it"
         )
 
 
@@ -126,13 +118,6 @@ def check_schemes(schemes: Sequence[object]) -> None:
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
         raise ValueError(f"schemes: two are {twice[0]!r}, want each once")
-
-
-def _sparse_layer(linear: nn.Linear, weight: Tensor, layout: str) -> QuantizedLinear:
-    """The int8 layer of `linear` with another weight, whose zeros fit the layout."""
-    pruned = copy.copy(linear)
-    pruned._parameters = linear._parameters | {"weight": nn.Parameter(weight, requires_grad=False)}
-    return QuantizedLinear.from_linear(pruned)
 
 
 def _code(value: Any) -> str:

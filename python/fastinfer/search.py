@@ -246,8 +246,9 @@ def _rows(
         # what the option's layers take together is shown on the first of them
         first = layer is option.layers[0]
         timing = Timing(option.ms_before, option.ms_after) if first else None
-        row = make_row(layer, option.pair.twins()[layer.module], timing, option.pair.sqnr_db)
-        rows.append(replace(row, scheme=option.scheme.label, bytes_before=sizes[layer.name]))
+        twin, label = option.pair.twins()[layer.module], option.scheme.label
+        row = make_row(layer, twin, timing, option.pair.sqnr_db, label=label)
+        rows.append(replace(row, bytes_before=sizes[layer.name]))
     return rows
 
 

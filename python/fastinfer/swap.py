@@ -55,13 +55,19 @@ def make_row(
     timing: Timing | None,
     sqnr_db: float | None,
     static: bool = False,
+    label: str | None = None,
+    note: str | None = None,
 ) -> Row:
-    """The summary's row of a layer; `twin`: the int8 layer that replaces it, None if it stays."""
+    """The summary's row of a layer; `twin`: the int8 layer that replaces it, None if it stays.
+
+    label: the scheme of the twin, if it is another than `static` says.
+    """
     module = layer.module
     measured = timing if timing is not None and timing.error is None else None
     bytes_before = tensor_bytes(module)
     missed = static and twin is not None and twin.input_scale is None
-    label = Int8Static.label if static and not missed else Int8Dynamic.label
+    if label is None:
+        label = Int8Static.label if static and not missed else Int8Dynamic.label
     return Row(
         name=layer.name,
         in_features=module.in_features,
@@ -73,7 +79,7 @@ def make_row(
         sqnr_db=sqnr_db if twin else None,
         ms_before=measured.ms_before if measured else None,
         ms_after=measured.ms_after if measured else None,
-        note="not reached in calibration" if missed else None,
+        note="not reached in calibration" if missed else note if twin else None,
     )
 
 
