@@ -1,9 +1,14 @@
 """One option for each of many items, the cheapest that keep within a budget: solved exactly."""
 
+import ctypes
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+
+_libc = ctypes.CDLL(None)
 
 
 def check_scipy() -> None:
@@ -48,13 +53,29 @@ def cheapest(
     constraints = [LinearConstraint(own, 1, 1)]
     if budget < math.inf:
         constraints.append(LinearConstraint(share[None, :], -math.inf, 1))
-    result = milp(
-        1e3 * cost / max(np.abs(cost).max(), 1e-300),
-        integrality=np.ones_like(cost),
-        bounds=Bounds(0, allowed.astype(float)),
-        constraints=constraints,
-        options={"mip_rel_gap": 0},
-    )
+    with _stdout_to_stderr():
+        result = milp(
+            1e3 * cost / max(np.abs(cost).max(), 1e-300),
+            integrality=np.ones_like(cost),
+            bounds=Bounds(0, allowed.astype(float)),
+            constraints=constraints,
+            options={"mip_rel_gap": 0},
+        )
     if not result.success:
         raise RuntimeError(f"the integer programme was not solved: {result.message}")
     return [int(np.argmax(taken)) for taken in np.split(result.x, ends[:-1])]
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Some versions of HiGHS print lines of debugging to C's stdout, whatever they are told; what a
+    program prints there itself must not be mixed with them."""
+    _libc.fflush(None)
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        _libc.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
