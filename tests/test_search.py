@@ -295,7 +295,7 @@ _MODEL = nn.Sequential(nn.Linear(4, 4))
         ((_MODEL, [_X]), {"schemes": []}, ValueError, "schemes: it is empty"),
         ((_MODEL, [_X]), {"schemes": Int8Dynamic()}, TypeError, "schemes: got Int8Dynamic, want a"),
         ((_MODEL, [_X]), {"schemes": [Int8Dynamic]}, TypeError, "schemes: got Int8Dynamic in it"),
-        ((_MODEL, [_X]), {"schemes": [SPARSE, SPARSE]}, ValueError, "two are 'int8 2:4, magnitude'"),
+        ((_MODEL, [_X]), {"schemes": [SPARSE, SPARSE]}, ValueError, "two are 'int8 2:4"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(arguments, options, error, message) -> None:
