@@ -26,7 +26,6 @@ from fastinfer import (
     Magnitude,
     Searched,
     Sparse24,
-    SparseGPT,
     search,
     show_config,
 )
@@ -35,7 +34,7 @@ from zoo import MODELS, Inputs, Size
 
 SCHEMES = [
     Int8Dynamic(),
-    Int8Sparse(Sparse24(), SparseGPT()),
+    Int8Sparse(Sparse24()),
     Int8Sparse(BlockSparse(sparsity=0.5), Magnitude()),
     Int8Sparse(BlockSparse(sparsity=0.9), Magnitude()),
 ]

@@ -308,4 +308,7 @@ def test_wrong_schemes() -> None:
         Int8Sparse(Sparse24)
     with pytest.raises(ValueError, match="SparseGPT cannot make BlockSparse"):
         Int8Sparse(BlockSparse(), fastinfer.SparseGPT())
-    assert Int8Sparse(Unstructured(0.3), Magnitude()).label == "int8 unstructured 70 %, magnitude"
+    assert (
+        Int8Sparse(Unstructured(0.3), Magnitude()).label
+        == "int8 unstructured, 70 % zero, magnitude"
+    )

@@ -62,7 +62,7 @@ class Int8Sparse:
     def label(self) -> str:
         share = ""
         if not isinstance(self.structure, Sparse24):
-            share = f" {100 * (1 - self.structure.kept):g} %"
+            share = f", {100 * (1 - self.structure.kept):g} % zero"
         return f"int8 {self.structure.label}{share}, {self.criterion.label}"
 
     def prepare(
