@@ -86,9 +86,8 @@ class Trial:
 
     def finish(self) -> None:
         """Leaves the model in its form and forgets the rest."""
-        for pair in sorted(
-            self.pairs, key=lambda pair: pair.is_int8
-        ):  # the others' hold goes first
+        # The others of the same layers go first: a weight that they hold would be read back.
+        for pair in sorted(self.pairs, key=lambda pair: pair.is_int8):
             pair.release()
         self.pairs, self.given, self.form = [], Form(), Form()
 
