@@ -109,6 +109,7 @@ def measure(
             ), strict=True))
         )  # fmt: skip
         row = rows[-1]
+        console.print(f"{name}, {size}, budget {budget:g}", row, highlight=False)
         table.add_row(
             f"{budget:g}", f"{kept.name}: {counted(result)}", f"{error:.3g}",
             f"{row['error_other']:.3g}", f"{kept.predicted_ms:.4g}", f"{kept.ms:.4g}",
