@@ -97,7 +97,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.torch
-	$(EDITABLE) '.[demo,dev,distill,plot,prune]'
+	$(EDITABLE) '.[demo,dev,distill,plot,prune,search]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.torch

@@ -19,6 +19,7 @@ def test_import_is_light():
         "accelerate",
         "matplotlib",
         "onnxruntime",
+        "scipy",
         "tensorboard",
         "torch._inductor",
         "transformers",

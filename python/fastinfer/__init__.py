@@ -28,6 +28,10 @@ from fastinfer.pruning import Pruning
 from fastinfer.qat import convert_qat_, prepare_qat_
 from fastinfer.quantize import quantize_
 from fastinfer.schedule import CubicSchedule
+from fastinfer.schemes import Int8Sparse
+from fastinfer.search import search
+from fastinfer.searched import Searched
+from fastinfer.sensitivity import Sensitivity, sensitivity
 from fastinfer.smooth import smooth_
 from fastinfer.smoothing import Smoothing
 from fastinfer.sparsegpt import SparseGPT
@@ -50,12 +54,15 @@ __all__ = [
     "Fusion",
     "HeadPruning",
     "Int8Dynamic",
+    "Int8Sparse",
     "Int8Static",
     "LayerPruning",
     "Magnitude",
     "Optimized",
     "Pruning",
     "Random",
+    "Searched",
+    "Sensitivity",
     "Smoothing",
     "Sparse24",
     "SparseGPT",
@@ -84,6 +91,8 @@ __all__ = [
     "prune_width_",
     "quantize_",
     "quantize_linear",
+    "search",
+    "sensitivity",
     "show_config",
     "smooth_",
     "sparsify_",

@@ -1,9 +1,13 @@
 """What `quantize_` can do to a layer, one small frozen dataclass a scheme."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import nn
 
 from fastinfer.calibration import Calibration
+from fastinfer.nn import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,16 @@ class Int8Dynamic:
     """
 
     label: ClassVar[str] = "int8 dynamic"  # in a summary
+
+    def prepare(
+        self, model: nn.Module, linears: Mapping[str, nn.Linear], batches: Sequence[Any]
+    ) -> Callable[[nn.Linear], QuantizedLinear]:
+        """See `Scheme`: what makes the int8 layer of a float one."""
+        return QuantizedLinear.from_linear
+
+    def code(self) -> str:
+        """See `Scheme`: Python that quantises the layers of `model` which `filter_fn` takes."""
+        return "fastinfer.quantize_(model, filter_fn=filter_fn)"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,17 @@ def check_batches(batches: object) -> None:
         )
 
 
+def list_batches(batches: Iterable[Any]) -> list[Any]:
+    """`batches` as a list. Raises TypeError or ValueError unless they are batches, one at least."""
+    check_batches(batches)
+    given = list(batches)
+    for number, batch in enumerate(given, 1):
+        check_inputs(f"batches: number {number}", batch)
+    if not given:
+        raise ValueError("batches: it is empty, want at least one batch")
+    return given
+
+
 def track_batches(batches: Iterable[Any], progress: bool | None) -> Iterator[Any]:
     """`batches`, with a bar: True or False shows or hides it; None shows it on a terminal.
 

@@ -3,11 +3,8 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from tempfile import TemporaryFile
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from fastinfer.candidates import FilterFn, Layer, check_filter_fn, find_layers, group_tied
@@ -19,9 +16,15 @@ from fastinfer.optimized import Candidate, Optimized
 from fastinfer.spill import Pair, Spill, make_pairs
 from fastinfer.summary import Row, Summary
 from fastinfer.swap import make_row
-from fastinfer.trial import Form, Trial
-
-_LEAST_GAIN = 1.02  # less is within the noise of a measurement, and not worth a change
+from fastinfer.trial import (
+    LEAST_GAIN,
+    Form,
+    Trial,
+    check_max_error,
+    check_model,
+    check_number,
+    on_trial,
+)
 
 
 def optimize(
@@ -71,20 +74,9 @@ def optimize(
     """
     batches = list(example_inputs) if isinstance(example_inputs, list) else [example_inputs]
     _check(model, batches, max_error, speedup, filter_fn)
-    console = Console(stderr=True)
-    shown = console.is_terminal if progress is None else progress
-    bar = Progress(console=console, transient=console.is_terminal, disable=not shown)
-    with bar, TemporaryFile(prefix="fastinfer-") as file:
-        task = bar.add_task("Optimising", total=None)
-        trial, spill = Trial(model, batches), Spill(file)
-        try:
-            result = _search(
-                trial, spill, max_error, filter_fn, lambda text: bar.update(task, description=text)
-            )
-            trial.finish()
-        except BaseException:
-            trial.undo()
-            raise
+    with on_trial(model, batches, progress) as (trial, spill, say):
+        result = _search(trial, spill, max_error, filter_fn, say)
+        trial.finish()
     reached = result.kept.speedup
     if speedup is not None and reached is not None and reached < speedup:
         result.missed = (f"speedup: {reached:.2f}x reached, {speedup:g}x wanted",)
@@ -92,32 +84,19 @@ def optimize(
 
 
 def _check(
-    model: object, batches: list[Any], max_error: object, speedup: object, filter_fn: object
+    model: object, batches: list[Any], max_error: object, speedup: Any, filter_fn: object
 ) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, want an nn.Module")
+    check_model(model)
     if not batches:
         raise ValueError("example_inputs: got an empty list, want at least one batch")
     for batch in batches:
         check_inputs("example_inputs", batch)
-    for name, value in (("max_error", max_error), ("speedup", speedup)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number and not (name == "speedup" and value is None):
-            raise TypeError(f"{name}: got {type(value).__name__}, want a number")
-    assert isinstance(max_error, int | float)
-    if not 0 <= max_error < math.inf:
-        raise ValueError(f"max_error: got {max_error}, want a finite number of at least 0")
-    if isinstance(speedup, int | float) and not 0 < speedup < math.inf:
-        raise ValueError(f"speedup: got {speedup}, want a finite number above 0")
+    check_max_error(max_error)
+    if speedup is not None:
+        check_number("speedup", speedup)
+        if not 0 < speedup < math.inf:
+            raise ValueError(f"speedup: got {speedup}, want a finite number above 0")
     check_filter_fn(filter_fn)
-    if isinstance(model, nn.Linear):
-        raise ValueError(
-            "model: got an nn.Linear, which cannot be replaced in place; "
-            "use fastinfer.quantize_linear(model), which returns the int8 layer"
-        )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device.type != "cpu":
-            raise ValueError(f"model: {name} is on {tensor.device}, want the model on the CPU")
 
 
 @dataclass
@@ -151,7 +130,7 @@ def _search(
     layers = find_layers(model, filter_fn)
     sizes = {layer.name: tensor_bytes(layer.module) for layer in layers}
     trial.pairs = make_pairs(model, group_tied(model, layers), spill)
-    timings, own_errors = trial.time_pairs()
+    timings, own_errors = trial.time_pairs(trial.pairs)
     for pair in trial.pairs:
         reason = verdict([timings[m.module] for m in pair.layers if m.module in timings])
         for layer in pair.layers:
@@ -171,7 +150,7 @@ def _search(
     for candidate, seconds in zip(running, trial.time([c.form for c in running]), strict=True):
         candidate.seconds = seconds
     best = min(running, key=_seconds)
-    if _seconds(given) < _LEAST_GAIN * _seconds(best):
+    if _seconds(given) < LEAST_GAIN * _seconds(best):
         best = given
     trial.become(best.form)
 
@@ -265,7 +244,7 @@ def _candidate(tried: _Tried, given: _Tried, best: _Tried) -> Candidate:
     """What the table says of a candidate."""
     note = tried.note
     if not tried.out and tried is not best and tried is not given:
-        gains = _LEAST_GAIN * _seconds(tried) <= _seconds(given)
+        gains = LEAST_GAIN * _seconds(tried) <= _seconds(given)
         why = f"{best.name} is faster" if gains else "not faster than as given"
         note = why if note is None else f"{note}; {why}"
     if tried.seconds is None:

@@ -1,16 +1,16 @@
 """The result of `optimize`: what was tried, what was kept, which goals were missed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from fastinfer.render import Printable, format_bytes
+from fastinfer.render import Printable, format_bytes, titled_table
 from fastinfer.summary import Summary
 
 
@@ -24,6 +24,37 @@ class Candidate:
     error: float | None = None  # ||y - y0|| / ||y0||
     kept: bool = False
     note: str | None = None  # why it was not kept, or what was done to it
+
+
+def candidate_dict(candidate: Candidate) -> dict[str, Any]:
+    """Plain data, fit for json: an error that is not finite is None."""
+    return {
+        key: None if value is not None and key.endswith("error") and not isfinite(value) else value
+        for key, value in asdict(candidate).items()
+    }
+
+
+def candidate_table(
+    candidates: Sequence[Candidate], more: Mapping[str, Sequence[str]] | None = None
+) -> Table:
+    """A row a candidate. more: columns besides, by heading, a cell a candidate."""
+    added = more or {}
+    table = titled_table("Candidates")
+    table.add_column("candidate")
+    for column in ("ms", *added, "speed-up", "error"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict", overflow="fold")
+    for place, c in enumerate(candidates):
+        table.add_row(
+            c.name,
+            "" if c.ms is None else f"{c.ms:.4g}",
+            *(cells[place] for cells in added.values()),
+            "" if c.speedup is None else f"{c.speedup:.2f}x",
+            "" if c.error is None else f"{c.error:.2g}",
+            "; ".join(filter(None, ("kept" if c.kept else "", c.note))),
+            style="bold" if c.kept else None,
+        )
+    return table
 
 
 class Optimized(Printable):
@@ -53,13 +84,9 @@ class Optimized(Printable):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for json: an error that is not finite (NaN or Inf came out) is None."""
-        candidates = [asdict(candidate) for candidate in self.candidates]
-        for candidate in candidates:
-            if candidate["error"] == float("inf"):
-                candidate["error"] = None
         return {
             "kept": self.kept.name,
-            "candidates": candidates,
+            "candidates": [candidate_dict(candidate) for candidate in self.candidates],
             "missed": list(self.missed),
             "summary": self.summary.to_dict(),
         }
@@ -69,21 +96,7 @@ class Optimized(Printable):
         return f"<Optimized: {self.kept.name}, {self.kept.speedup:.2f}x as fast{missed}>"
 
     def __rich__(self) -> RenderableType:
-        table = Table(title="Candidates", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("candidate")
-        for column in ("ms", "speed-up", "error"):
-            table.add_column(column, justify="right")
-        table.add_column("verdict", overflow="fold")
-        for c in self.candidates:
-            verdict = "; ".join(filter(None, ("kept" if c.kept else "", c.note)))
-            table.add_row(
-                c.name,
-                "" if c.ms is None else f"{c.ms:.4g}",
-                "" if c.speedup is None else f"{c.speedup:.2f}x",
-                "" if c.error is None else f"{c.error:.2g}",
-                verdict,
-                style="bold" if c.kept else None,
-            )
+        table = candidate_table(self.candidates)
         rows, size = self.summary.rows, self.summary
         lines = [
             f"{len(size.quantized)} of {len(rows)} linear layers int8; model "

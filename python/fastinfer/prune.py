@@ -1,6 +1,6 @@
 """`prune_`: zeros in the weights of linear layers, in a structure, that stay through training."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -85,24 +85,37 @@ def prune_(
         why = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])
         raise ValueError(f"model: no linear layer in it can be pruned ({why or 'it has none'})")
 
+    given = () if batches is None else batches
+    made = choose(model, linears, structure, criterion, given, scope, progress)
+    if not made:
+        raise ValueError("batches: no linear layer that can be pruned was reached by them")
     with torch.inference_mode(False), torch.no_grad():  # or nothing could be trained later
-        made: dict[str, tuple[Tensor, Tensor | None]]
-        given = () if batches is None else batches
-        if isinstance(criterion, SparseGPT):
-            assert isinstance(structure, Sparse24 | Unstructured)
-            updated = criterion.prune(model, linears, structure, given, progress)
-            check_finite("new weights", {name: weight for name, (_, weight) in updated.items()})
-            made = dict(updated)
-        else:
-            scores = criterion.scores(model, linears, given, progress)
-            check_finite("scores", scores)
-            masks = _masks(structure, scores, scope, criterion.within_rows)
-            made = {name: (mask, None) for name, mask in masks.items()}
-        if not made:
-            raise ValueError("batches: no linear layer that can be pruned was reached by them")
         for name, (mask, weight) in made.items():
             set_mask_(linears[name], structure, mask, weight)
     return Pruning(tuple(_row(layer, structure, made) for layer in layers), criterion.label)
+
+
+def choose(
+    model: nn.Module,
+    linears: Mapping[str, nn.Linear],
+    structure: Structure,
+    criterion: AnyCriterion,
+    batches: Iterable[Any],
+    scope: Scope = "uniform",
+    progress: bool | None = None,
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """By name, of those of `linears` that were reached: the mask, True where a weight stays, and
+    the new weight, or None where the present one stays. Changes nothing."""
+    with torch.inference_mode(False), torch.no_grad():
+        if isinstance(criterion, SparseGPT):
+            assert isinstance(structure, Sparse24 | Unstructured)
+            updated = criterion.prune(model, linears, structure, batches, progress)
+            check_finite("new weights", {name: weight for name, (_, weight) in updated.items()})
+            return dict(updated)
+        scores = criterion.scores(model, linears, batches, progress)
+        check_finite("scores", scores)
+        masks = _masks(structure, scores, scope, criterion.within_rows)
+        return {name: (mask, None) for name, mask in masks.items()}
 
 
 def _check(
@@ -119,6 +132,22 @@ def _check(
         raise ValueError(
             "model: got an nn.Linear, want a module that holds it, such as nn.Sequential(linear)"
         )
+    check_method(structure, criterion)
+    assert isinstance(criterion, AnyCriterion)
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope: got {scope!r}, want one of {', '.join(get_args(Scope))}")
+    if scope == "global" and isinstance(structure, Sparse24):
+        raise ValueError("scope: got 'global' with Sparse24, of which every layer loses half")
+    if scope == "global" and not criterion.across_layers:
+        raise ValueError(
+            f"scope: got 'global' with {criterion.label}, which compares weights within a layer"
+        )
+    check_filter_fn(filter_fn)
+    check_needed(criterion, batches)
+
+
+def check_method(structure: object, criterion: object) -> None:
+    """Raises TypeError unless the two are of their kinds, ValueError if they do not go together."""
     if not isinstance(structure, Structure):
         raise TypeError(
             f"structure: got {_said(structure)}, want Sparse24(), BlockSparse(block, sparsity) or "
@@ -129,18 +158,8 @@ def _check(
             f"criterion: got {_said(criterion)}, want Magnitude(), Taylor(loss_fn), Wanda(), "
             "SparseGPT() or Random(seed)"
         )
-    if scope not in get_args(Scope):
-        raise ValueError(f"scope: got {scope!r}, want one of {', '.join(get_args(Scope))}")
-    if scope == "global" and isinstance(structure, Sparse24):
-        raise ValueError("scope: got 'global' with Sparse24, of which every layer loses half")
-    if scope == "global" and not criterion.across_layers:
-        raise ValueError(
-            f"scope: got 'global' with {criterion.label}, which compares weights within a layer"
-        )
-    check_filter_fn(filter_fn)
     if isinstance(criterion, SparseGPT):
         criterion.check(structure)
-    check_needed(criterion, batches)
 
 
 def check_needed(criterion: AnyCriterion, batches: object) -> None:

@@ -1,6 +1,5 @@
 """`quantize_`: every linear layer of a model that gains by it becomes an int8 one."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,14 @@ from fastinfer.guard import Timing, time_layers, verdict
 from fastinfer.nn import QuantizedLinear
 from fastinfer.observe import check_inputs
 from fastinfer.summary import Summary
-from fastinfer.swap import close_fused_paths, make_row, make_twins, put, weight_sqnr_db
+from fastinfer.swap import (
+    close_fused_paths,
+    make_row,
+    make_twins,
+    put,
+    same_buffers,
+    weight_sqnr_db,
+)
 
 _INT8_DYNAMIC = Int8Dynamic()
 # A progress bar from here on: about a second of work on one core, or many layers.
@@ -153,17 +159,10 @@ def _make(
         for group in bar.track(groups, description="Quantising"):
             module = group[0].module
             quantized = isinstance(module, QuantizedLinear)
-            made |= {module: _again(module)} if quantized else make_twins(group)
+            made |= {module: same_buffers(module)} if quantized else make_twins(group)
             for layer in group:
                 if layer.name in ranges:
                     found = ranges[layer.name]
                     with torch.inference_mode(False):
                         made[layer.module].set_input_range(found.low, found.high)
     return made
-
-
-def _again(layer: QuantizedLinear) -> QuantizedLinear:
-    """Another layer with the buffers of an int8 one."""
-    twin = copy.copy(layer)
-    twin._buffers = dict(layer._buffers)
-    return twin

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ def sparsify_(
         dense |= make_twins(group)
         structure = structures.get(group[0].name)
         if structure is not None:
-            twins = make_twins(group, layout_for(structure))
+            make = partial(QuantizedLinear.from_linear, layout=layout_for(structure))
+            twins = make_twins(group, make)
             if tensor_bytes(twins[group[0].module]) < tensor_bytes(dense[group[0].module]):
                 sparse |= twins
     made, timings, notes = _choose(model, groups, dense, sparse, example_inputs)

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from fastinfer.candidates import Layer
 from fastinfer.nn import QuantizedLinear
-from fastinfer.swap import make_twins, put, weight_sqnr_db
+from fastinfer.swap import Make, make_twins, put, weight_sqnr_db
 
 _HUGE_PAGE = 2 << 20
 _libc = ctypes.CDLL(None)
@@ -58,28 +58,50 @@ class Spill:
         return tensor
 
 
+@dataclass
+class FloatWeight:
+    """Whether the weight of some layers may leave memory, and where in the file it is if it has."""
+
+    movable: bool
+    stored: Stored | None = None
+
+
 class Pair:
     """Layers that share a weight and their int8 twins: one side of the two in memory and in place.
 
     The modules of both sides stay the same objects, and so do the parameters of the float one. A
     weight that is not in memory is an empty tensor. A float weight that is not plain memory of its
     own (part of a larger storage, shared between processes, mapped from a file) stays in memory.
+    The same layers may have several pairs, of twins made in several ways (`beside`), one of which
+    at a time is int8.
     """
 
-    def __init__(self, layers: Sequence[Layer], spill: Spill, movable: bool) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        spill: Spill,
+        weight: FloatWeight,
+        make: Make = QuantizedLinear.from_linear,
+    ) -> None:
         self.layers = list(layers)
         self.sqnr_db: float | None = None
         self.is_int8 = False
         self._spill = spill
-        self._movable = movable
+        self._weight = weight
+        self._make: Make | None = make
         self._twins: dict[Any, QuantizedLinear] = {}
-        self._weight: Stored | None = None
         self._packed: Stored | None = None
+
+    def beside(self, make: Make) -> "Pair":
+        """Another pair of the same layers."""
+        return Pair(self.layers, self._spill, self._weight, make)
 
     def twin(self, module: nn.Module) -> QuantizedLinear:
         """The twin of one of the layers, ready to be called, beside the float weight."""
         if not self._twins:
-            self._twins = make_twins(self.layers)
+            assert self._make is not None
+            self._twins = make_twins(self.layers, self._make)
+            self._make = None  # which may hold what the layers were made of
             _trim()
             first = self.layers[0].module
             self.sqnr_db = weight_sqnr_db(first, self._twins[first])
@@ -100,10 +122,10 @@ class Pair:
         if self.is_int8:
             return
         self.is_int8 = True
-        if self._movable:
-            if self._weight is None:
-                self._weight = self._spill.store(self.layers[0].module.weight.detach())
-            self._set_weights(torch.empty(0, dtype=self._weight.dtype))
+        if self._weight.movable:
+            if self._weight.stored is None:
+                self._weight.stored = self._spill.store(self.layers[0].module.weight.detach())
+            self._set_weights(torch.empty(0, dtype=self._weight.stored.dtype))
         self._load_packed()
         for layer in self.layers:
             put(layer, self._twins[layer.module])
@@ -115,8 +137,9 @@ class Pair:
         for layer in self.layers:
             put(layer, layer.module)
         self.drop_twin()
-        if self._weight is not None and not self.layers[0].module.weight.numel():
-            self._set_weights(self._spill.load(self._weight))
+        stored = self._weight.stored
+        if stored is not None and not self.layers[0].module.weight.numel():
+            self._set_weights(self._spill.load(stored))
         self.is_int8 = False
 
     def twins(self) -> dict[Any, QuantizedLinear]:
@@ -127,6 +150,7 @@ class Pair:
         """Forgets the float layers, if they were replaced; one that is held elsewhere gets its
         weight back."""
         if not self.is_int8:
+            self.layers, self._twins = [], {}
             return
         for linear, twin in self._twins.items():
             twin.training = linear.training
@@ -134,8 +158,8 @@ class Pair:
         self.layers, self._twins = [], {}
         del linear
         held = [weight for ref in weights if (weight := ref()) is not None]
-        if self._weight is not None and held:
-            _set_data(held, self._spill.load(self._weight))
+        if self._weight.stored is not None and held:
+            _set_data(held, self._spill.load(self._weight.stored))
 
     def _load_packed(self) -> None:
         assert self._packed is not None
@@ -180,7 +204,7 @@ def make_pairs(model: nn.Module, groups: Iterable[list[Layer]], spill: Spill) ->
         for tensor in (*model.parameters(), *model.buffers())
         if not is_lazy(tensor)
     )
-    return [Pair(group, spill, _is_movable(group, holders)) for group in groups]
+    return [Pair(group, spill, FloatWeight(_is_movable(group, holders))) for group in groups]
 
 
 def _is_movable(group: list[Layer], holders: Mapping[int, int]) -> bool:

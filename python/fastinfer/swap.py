@@ -1,7 +1,8 @@
 """The int8 twins of a model's linear layers: making them, and what their places need."""
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -11,25 +12,35 @@ from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import tensor_bytes
 from fastinfer.guard import Timing
 from fastinfer.nn import QATLinear, QuantizedLinear
-from fastinfer.ops import Layout, unpack_w8
+from fastinfer.ops import unpack_w8
 from fastinfer.summary import Row
 
 _CHUNK = 1 << 17  # values of a weight that are compared at a time
 FusedPath = tuple[nn.Module, str, object]  # (module, attribute, its value before)
+Make = Callable[[nn.Linear], QuantizedLinear]
 
 
 def make_twins(
-    group: Sequence[Layer], layout: Layout = "dense"
+    group: Sequence[Layer], make: Make = QuantizedLinear.from_linear
 ) -> dict[nn.Module, QuantizedLinear]:
-    """The int8 layer of each float one of a group; they share their weight."""
+    """The int8 layer of each float one of a group; they share their weight, made of the first."""
     # Made as normal tensors even within inference_mode, or nothing could be loaded into them later.
     with torch.inference_mode(False), torch.no_grad():
-        first = QuantizedLinear.from_linear(group[0].module, layout)
+        first = make(group[0].module)
         made = {group[0].module: first}
         for layer in group[1:]:
-            twin = made[layer.module] = QuantizedLinear.from_linear(layer.module, layout)
-            twin.weight_packed, twin.weight_scale = first.weight_packed, first.weight_scale
+            twin = made[layer.module] = same_buffers(first)
+            bias = layer.module.bias
+            twin.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+            twin.train(layer.module.training)
     return made
+
+
+def same_buffers(layer: QuantizedLinear) -> QuantizedLinear:
+    """Another layer with the buffers of an int8 one."""
+    twin = copy.copy(layer)
+    twin._buffers = dict(layer._buffers)
+    return twin
 
 
 def put(layer: Layer, module: nn.Module) -> None:

@@ -1,22 +1,27 @@
 """A model on trial: put into one form after another, run, timed, and put back."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
+from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from fastinfer.compare import Error, float_tensors
 from fastinfer.fuse import Fusion
 from fastinfer.guard import Timing, time_layers
 from fastinfer.observe import call, evaluating
-from fastinfer.spill import Pair, Twins
+from fastinfer.spill import Pair, Spill, Twins
 from fastinfer.swap import FusedPath, close_fused_paths, open_fused_paths
 
+LEAST_GAIN = 1.02  # less is within the noise of a measurement, and not worth a change
 _ROUNDS = 5  # in each, every form has its turn
 _TURN_SECONDS, _TURN_FEWEST = 0.05, 3
 _CALL = "_compiled_call_impl"  # where nn.Module keeps what a call runs in place of forward
@@ -34,7 +39,8 @@ class Form:
 class Trial:
     """`model` and `batches`, in eval mode and inference mode whenever it runs.
 
-    `pairs`: the layers that have an int8 form. `given`: the form that the model came in. `form`:
+    `pairs`: the layers that have an int8 form; a layer that has several is in as many pairs, and a
+    form holds one of them at most. `given`: the form that the model came in. `form`:
     the one that it is in.
     """
 
@@ -80,7 +86,8 @@ class Trial:
 
     def finish(self) -> None:
         """Leaves the model in its form and forgets the rest."""
-        for pair in self.pairs:
+        # The others of the same layers go first: a weight that they hold would be read back.
+        for pair in sorted(self.pairs, key=lambda pair: pair.is_int8):
             pair.release()
         self.pairs, self.given, self.form = [], Form(), Form()
 
@@ -105,12 +112,14 @@ class Trial:
                     error.add(y, got[name])
         return error.relative
 
-    def time_pairs(self) -> tuple[dict[nn.Module, Timing], dict[Pair, float]]:
-        """Times each layer beside its twin, on what reaches it; and the error that a pair makes on
-        that input, of its float layers' outputs."""
-        errors = {pair: Error() for pair in self.pairs}
-        pair_of = {layer.module: pair for pair in self.pairs for layer in pair.layers}
-        twins = Twins(self.pairs)
+    def time_pairs(
+        self, pairs: Sequence[Pair]
+    ) -> tuple[dict[nn.Module, Timing], dict[Pair, float]]:
+        """Times each layer of `pairs` beside its twin, on what reaches it; and the error that a
+        pair makes on that input, of its float layers' outputs."""
+        errors = {pair: Error() for pair in pairs}
+        pair_of = {layer.module: pair for pair in pairs for layer in pair.layers}
+        twins = Twins(pairs)
 
         def look(linear: nn.Module, y: Tensor, got: Tensor) -> None:
             errors[pair_of[linear]].add(y, got)
@@ -144,3 +153,52 @@ class Trial:
     def _running(self) -> Iterator[None]:
         with torch.inference_mode(), evaluating(self.model):
             yield
+
+
+@contextmanager
+def on_trial(
+    model: nn.Module, batches: Sequence[Any], progress: bool | None
+) -> Iterator[tuple[Trial, Spill, Callable[[str], None]]]:
+    """A trial, its file, and say(text), which shows what is being done; an exception inside leaves
+    the model as it was.
+
+    progress: True or False shows or hides the bar; None shows it on a terminal.
+    """
+    console = Console(stderr=True)
+    shown = console.is_terminal if progress is None else progress
+    bar = Progress(console=console, transient=console.is_terminal, disable=not shown)
+    with bar, TemporaryFile(prefix="fastinfer-") as file:
+        task = bar.add_task("Running the model as given", total=None)
+        trial = Trial(model, batches)
+        try:
+            yield trial, Spill(file), lambda text: bar.update(task, description=text)
+        except BaseException:
+            trial.undo()
+            raise
+
+
+def check_model(model: object) -> None:
+    """Raises TypeError or ValueError unless `model` can be on trial."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, want an nn.Module")
+    if isinstance(model, nn.Linear):
+        raise ValueError(
+            "model: got an nn.Linear, which cannot be replaced in place; "
+            "use fastinfer.quantize_linear(model), which returns the int8 layer"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ValueError(f"model: {name} is on {tensor.device}, want the model on the CPU")
+
+
+def check_max_error(max_error: Any) -> None:
+    """Raises TypeError or ValueError unless `max_error` is a finite number of at least 0."""
+    check_number("max_error", max_error)
+    if not 0 <= max_error < math.inf:
+        raise ValueError(f"max_error: got {max_error}, want a finite number of at least 0")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises TypeError unless `value` is a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: got {type(value).__name__}, want a number")

@@ -1,0 +1,285 @@
+"""`search`: a scheme for each linear layer, the fastest model within an error."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from fastinfer.candidates import FilterFn, Layer, check_filter_fn
+from fastinfer.footprint import other_bytes, tensor_bytes
+from fastinfer.guard import Timing
+from fastinfer.knapsack import cheapest, check_scipy
+from fastinfer.observe import list_batches
+from fastinfer.options import Option, Say, find_options, measure_errors
+from fastinfer.schemes import SCHEMES, Scheme, check_schemes
+from fastinfer.searched import Searched, SearchedCandidate
+from fastinfer.spill import Spill
+from fastinfer.summary import Row, Summary
+from fastinfer.swap import make_row
+from fastinfer.trial import LEAST_GAIN, Form, Trial, check_max_error, check_model, on_trial
+
+_ROUNDS = 8  # of solving and measuring the error of what was found
+_LESS = 0.9  # of the error predicted, where it does not fall by itself
+
+
+def search(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    max_error: float = 0.05,
+    schemes: Sequence[Scheme] = SCHEMES,
+    filter_fn: FilterFn | None = None,
+    progress: bool | None = None,
+) -> Searched:
+    """Puts each linear layer of a model into the scheme, or leaves it in float, that makes the
+    model fastest on this machine within an error, in place.
+
+    model: trained, on the CPU. batches: an iterable of what it is called with: a tensor, a tuple of
+    positional arguments or a dict of keyword arguments each. Shapes and thread count should be
+    those of later. max_error: limit of ||y - y0|| / ||y0|| in the Euclidean norm over all
+    floating-point outputs for all batches together, y0 being those of the model as given. schemes:
+    Int8Dynamic(), Int8Sparse(structure, criterion) or others of that protocol
+    (`fastinfer.schemes.Scheme`); float is always among the choices. filter_fn(module, name) ->
+    bool: False keeps that linear layer float. progress: True or False shows or hides a bar; None
+    shows it on a terminal.
+
+    Each layer is timed beside its twin of each scheme, on what reaches it, and the model's error is
+    measured with that layer alone in the scheme; layers that share a weight change together. The
+    model as a whole is timed in each scheme by itself, every layer in it that gains by it, and the
+    gains of single layers are scaled so that they add up to that. Then an integer programme
+    (scipy's milp, solved exactly) chooses the fastest within the error, by the rule that times add
+    and that squares of errors add. The model that it chose is run. If its real error is not what
+    the rule said, the limit in the programme is moved and it is solved again, a few times. Of the
+    models that really keep to max_error, the mixed one, each of the uniform ones and the model as
+    given are timed in turns, and the fastest stays; but a uniform one that is within 2 % of it is
+    preferred, and the model as given, bit for bit, to both.
+
+    Source of the programme: HAWQ-V3, Yao et al. 2021 (https://arxiv.org/abs/2011.10680), which
+    chooses bit widths so, by latencies measured on the hardware and sensitivities that add.
+
+    Memory, and the temporary file, as with `optimize`, the file larger by the weights of every
+    scheme; and what a criterion of pruning takes. A fused model is `fuse_(model)` of the result.
+
+    An exception leaves the model as it was, a keyboard interrupt too. Raises ImportError without
+    scipy (`pip install "fastinfer[search]"`); TypeError on arguments of other types; ValueError on
+    no batches, on schemes with one label, a max_error that is negative or not finite, a model that
+    is not on the CPU, is itself an nn.Linear, or has no floating-point output or no linear layer
+    that can change. What the model raises on a batch comes through.
+    """
+    check_model(model)
+    check_max_error(max_error)
+    check_schemes(schemes)
+    check_filter_fn(filter_fn)
+    given = list_batches(batches)
+    check_scipy()
+    with on_trial(model, given, progress) as (trial, spill, say):
+        result = _search(trial, spill, given, max_error, schemes, filter_fn, say)
+        trial.finish()
+    return result
+
+
+@dataclass(eq=False)
+class _Mix:
+    """A model on its way through the search: the layers that are not float in it."""
+
+    name: str
+    options: tuple[Option, ...]
+    share: float = 1.0  # predicted, of the time of the model as given
+    error: float = math.nan
+    ms: float | None = None
+    note: str | None = None
+    form: Form = field(default_factory=Form)
+
+    @property
+    def predicted_error(self) -> float:
+        """The root of the sum of the squares of its options' errors.
+
+        To first order what the changes of single layers do to the output adds, and changes that
+        have nothing to do with each other are orthogonal on average, so that squares add. HAWQ-V2
+        (Dong et al. 2020, https://arxiv.org/abs/1911.03852) and -V3 add their sensitivities, which
+        are second-order in the changes, on the same ground.
+        """
+        return math.sqrt(sum(option.error**2 for option in self.options))
+
+
+def _search(
+    trial: Trial,
+    spill: Spill,
+    batches: Sequence[Any],
+    max_error: float,
+    schemes: Sequence[Scheme],
+    filter_fn: FilterFn | None,
+    say: Say,
+) -> Searched:
+    """Looks for the best model and leaves it in place."""
+    model, bytes_before = trial.model, tensor_bytes(trial.model)
+    trial.remember_outputs()
+    sizes = {name: tensor_bytes(m) for name, m in model.named_modules()}
+    layers, found = find_options(trial, spill, batches, schemes, filter_fn, say)
+    gaining = [[option for option in options if option.gains] for options in found]
+    measure_errors(trial, [option for options in gaining for option in options], say)
+
+    given = _Mix("as given", (), error=0.0, form=trial.given)
+    uniform = _uniform(trial, schemes, gaining, say)
+    say("Timing the model in each scheme")
+    base, *others = trial.time([given.form, *(mix.form for mix in uniform)])
+    for mix, seconds in zip(uniform, others, strict=True):
+        mix.share = seconds / base
+    mixed = _mixed(trial, gaining, _gains(uniform), max_error, say)
+    if any(set(mix.options) == set(mixed[0].options) for mix in uniform if mixed):
+        mixed = []
+
+    say("Timing the candidates in turns")
+    for mix in uniform:
+        if not mix.error <= max_error:
+            mix.note = f"its error is above {max_error:g}"
+    tried = [given, *uniform, *mixed]
+    fit = [mix for mix in tried if mix.note is None]
+    for mix, seconds in zip(fit, trial.time([mix.form for mix in fit]), strict=True):
+        mix.ms = 1e3 * seconds
+    best = given
+    for some in (uniform, mixed):  # the plainer one, unless the other is worth it
+        fastest = min((mix for mix in some if mix in fit), key=_ms, default=best)
+        if _ms(fastest) * LEAST_GAIN <= _ms(best):
+            best = fastest
+    trial.become(best.form)
+
+    rows = _rows(layers, found, best, sizes)
+    after = tensor_bytes(model), other_bytes(model)
+    candidates = [_candidate(mix, given, best) for mix in tried]
+    return Searched(model, Summary(rows, bytes_before, *after), candidates, max_error)
+
+
+def _uniform(
+    trial: Trial, schemes: Sequence[Scheme], gaining: Sequence[Sequence[Option]], say: Say
+) -> list[_Mix]:
+    """The model in each scheme, every layer in it that gains by it; and its real error."""
+    mixes = []
+    for scheme in schemes:
+        options = tuple(o for row in gaining for o in row if o.scheme is scheme)
+        if options:
+            say(f"Running in {scheme.label}")
+            mixes.append(_assembled(trial, f"all {scheme.label}", options))
+    return mixes
+
+
+def _assembled(trial: Trial, name: str, options: tuple[Option, ...]) -> _Mix:
+    """The model with `options`, its error measured; it stands so afterwards."""
+    form = trial.int8_form([option.pair for option in options])
+    trial.become(form)
+    return _Mix(name, options, error=trial.error(), form=form)
+
+
+def _gains(uniform: Sequence[_Mix]) -> dict[Option, float]:
+    """What the model gains by each option, as a share of its time as given.
+
+    Layers are timed with their weights in the caches. In the model they often are not, so float,
+    with the larger weights, loses more there. What a scheme gains in the whole model is shared out
+    in proportion to what its layers gain by themselves.
+    """
+    gains = {}
+    for mix in uniform:
+        alone = sum(option.ms_before - option.ms_after for option in mix.options)
+        factor = (1 - mix.share) / alone
+        for option in mix.options:
+            gains[option] = factor * (option.ms_before - option.ms_after)
+    return gains
+
+
+def _mixed(
+    trial: Trial,
+    gaining: Sequence[Sequence[Option]],
+    gains: Mapping[Option, float],
+    max_error: float,
+    say: Say,
+) -> list[_Mix]:
+    """The fastest choice of options whose real error is at most max_error, if there is one.
+
+    The limit on the error in the programme starts at max_error and moves by the ratio of what it
+    predicted to what was measured, up or down. A choice that was measured and is too far off does
+    not come again, since the limit falls below its own prediction.
+    """
+    costs = [[0.0, *(-gains[option] for option in options)] for options in gaining]
+    weights = [[0.0, *(_square(option.error) for option in options)] for options in gaining]
+    best: _Mix | None = None
+    limit, seen = max_error, dict[tuple[Option, ...], _Mix]()
+    for number in range(1, _ROUNDS + 1):
+        say(f"Choosing a scheme for each layer, round {number}")
+        places = cheapest(costs, weights, limit**2)
+        options = tuple(row[place - 1] for row, place in zip(gaining, places, strict=True) if place)
+        again = options in seen
+        if not options or (again and seen[options].error <= max_error):
+            break
+        if not again:
+            mix = seen[options] = _assembled(trial, "mixed", options)
+            mix.share = 1 - sum(gains[option] for option in options)
+        mix = seen[options]
+        if mix.error <= max_error and (best is None or mix.share < best.share):
+            best = mix
+        ratio = max_error / mix.error if mix.error else math.inf
+        limit = mix.predicted_error * (min(ratio, _LESS) if again else ratio)
+    return [] if best is None else [best]
+
+
+def _rows(
+    layers: Sequence[Layer],
+    found: Sequence[Sequence[Option]],
+    best: _Mix,
+    sizes: Mapping[str, int],
+) -> list[Row]:
+    """The summary's rows, in the model's order."""
+    taken = {layer.name: o for o in best.options for layer in o.layers}
+    for options in found:
+        for layer in options[0].layers:
+            if layer.name not in taken:
+                layer.reason = _why_float(options, best)
+    rows = []
+    for layer in layers:
+        option = taken.get(layer.name)
+        if option is None:
+            rows.append(make_row(layer, None, None, None))
+            continue
+        # what the option's layers take together is shown on the first of them
+        first = layer is option.layers[0]
+        timing = Timing(option.ms_before, option.ms_after) if first else None
+        twin, label = option.pair.twins()[layer.module], option.scheme.label
+        row = make_row(layer, twin, timing, option.pair.sqnr_db, label=label)
+        rows.append(replace(row, bytes_before=sizes[layer.name]))
+    return rows
+
+
+def _why_float(options: Sequence[Option], best: _Mix) -> str:
+    failed = [option.failed for option in options if option.failed is not None]
+    if len(failed) == len(options):
+        return f"no scheme can take its input: {failed[0]}"
+    if not any(option.gains for option in options):
+        return "no scheme is faster here"
+    return "float, to keep within max_error" if best.options else "the model is no faster"
+
+
+def _candidate(mix: _Mix, given: _Mix, best: _Mix) -> SearchedCandidate:
+    """What the table says of a model."""
+    note = mix.note
+    if note is None and mix is not best and mix is not given:
+        slower = _ms(best) < _ms(mix)
+        note = f"{best.name} is faster" if slower else f"not worth more than {best.name}"
+    return SearchedCandidate(
+        mix.name,
+        mix.ms,
+        None if mix.ms is None else _ms(given) / mix.ms,
+        mix.error,
+        mix is best,
+        note,
+        predicted_ms=mix.share * _ms(given),
+        predicted_error=mix.predicted_error,
+    )
+
+
+def _square(error: float) -> float:
+    return math.inf if math.isnan(error) else error**2
+
+
+def _ms(mix: _Mix) -> float:
+    return math.inf if mix.ms is None else mix.ms
