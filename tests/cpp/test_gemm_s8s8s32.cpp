@@ -70,6 +70,19 @@ struct Options {
 
 constexpr int64_t kGap = 3;  // elements between rows of out and residual that nobody may touch
 
+// What the kernel prepares of the rows of p, if anything, on a guarded buffer.
+struct Prepared {
+  Guarded memory;
+
+  Prepared(const GemmS8S8S32Kernel& kernel, GemmS8S8S32* p, Side side)
+      : memory(kernel.prepare.bytes == nullptr ? 0 : kernel.prepare.bytes(p->m, p->k_pad), side) {
+    if (kernel.prepare.run == nullptr) return;
+    kernel.prepare.run(p->a, p->m, p->k_pad, memory.as<char>());
+    p->prepared = memory.as<char>();
+    p->prepared_rows = p->m;
+  }
+};
+
 // The rows of out, without gaps. Every buffer is guarded; what must stay untouched is checked.
 std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem,
                          const Options& options, const std::vector<uint8_t>& residual_values) {
@@ -120,6 +133,7 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
   p.out = out.as<char>() + begin * size;
   p.out_ld_bytes = ld;
   p.out_dtype = options.out_dtype;
+  const Prepared prepared(kernel, &p, options.side);
   kernel.run(p);
 
   const auto untouched = [&](int64_t from, int64_t to) {
@@ -270,6 +284,7 @@ void check_misaligned(const GemmS8S8S32Kernel& kernel) {
     p.out = got.data();
     p.out_ld_bytes = problem.n * 4;
     p.out_dtype = DType::s32;
+    const Prepared prepared(kernel, &p, Side::end);
     kernel.run(p);
     CHECK(same_sums(sums, got));
   }

@@ -23,27 +23,33 @@ struct Job {
   std::atomic<bool> ok{true};
 };
 
-// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, and the part
-// of a gate that waits for its factor.
+// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, what the
+// kernel prepares of them, and the part of a gate that waits for its factor.
 struct Buffers {
   float* scale;
   float* offset;
   int8_t* q;
+  int8_t* prepared;
   float* gate;
 
   static int64_t scale_bytes(const Job& job) { return round_up(job.plan.mc * 8, 64); }
   static int64_t row_bytes(const Job& job) {
     return job.in_place ? 0 : job.plan.mc * job.p->weights[0].packed.k_pad;
   }
+  static int64_t prepared_bytes(const Job& job) {
+    const auto bytes = job.plan.gemm->prepare.bytes;
+    return bytes == nullptr ? 0 : bytes(job.plan.mc, job.p->weights[0].packed.k_pad);
+  }
   static int64_t bytes(const Job& job) {
     const int64_t gate = job.p->gated ? job.gate.rows * job.gate.ld * int64_t(sizeof(float)) : 0;
-    return scale_bytes(job) + row_bytes(job) + gate;
+    return scale_bytes(job) + row_bytes(job) + prepared_bytes(job) + gate;
   }
   Buffers(const Job& job, void* memory)
       : scale(static_cast<float*>(memory)),
         offset(scale + job.plan.mc),
         q(static_cast<int8_t*>(memory) + scale_bytes(job)),
-        gate(reinterpret_cast<float*>(q + row_bytes(job))) {}
+        prepared(q + row_bytes(job)),
+        gate(reinterpret_cast<float*>(prepared + prepared_bytes(job))) {}
 };
 
 // The rows of `p`, int8 already, in the layout that `p` asks for.
@@ -153,6 +159,7 @@ void multiply_gated(const Job& job, const GemmS8S8S32& rows, int64_t m, int64_t 
       GemmS8S8S32 gate = rows;
       gate.m = std::min(job.gate.rows, rows.m - r);
       gate.a += r * rows.k_pad;
+      gate.prepared_row += r;
       gate.a_scale += r;
       gate.a_offset += r;
       GemmS8S8S32 up = gate;
@@ -193,6 +200,11 @@ void run_task(void* context, int64_t i) {
     GemmS8S8S32 rows{};
     rows.k_pad = p.weights[0].packed.k_pad;
     prepare_rows(job, m, std::min(job.plan.mc, m_end - m), buffers, &rows);
+    if (job.plan.gemm->prepare.run != nullptr) {
+      job.plan.gemm->prepare.run(rows.a, rows.m, rows.k_pad, buffers.prepared);
+      rows.prepared = buffers.prepared;
+      rows.prepared_rows = rows.m;
+    }
     if (p.gated) {
       multiply_gated(job, rows, m, begin, end, buffers.gate);
     } else {
