@@ -228,13 +228,49 @@ void check_extremes(const GemmS8S8S32Kernel& kernel) {
 void check_outliers(const GemmS8S8S32Kernel& kernel) {
   for (int center : {0, -112, 90, 127}) {
     Random random(5);
-    Problem problem(random, 3 * kernel.mr + 2, kernel.nr + 5, 1172);
+    Problem problem(random, 3 * kernel.mr + 8, kernel.nr + 5, 1172);
     for (int8_t& v : problem.a) {
       v = int8_t(std::clamp(center + v / 4, -128, 127));
       if (random.unit() > 0.97f) v = random.byte() < 0 ? -128 : 127;
     }
     CHECK(same_sums(exact_sums(problem), run(kernel, problem, {}, {})));
   }
+}
+
+// Rows prepared once and multiplied in parts, as beside a gate: more than a block of x86_avx2.cpp,
+// close around a value, some far off; weights that are far off, too.
+void check_row_range(const GemmS8S8S32Kernel& kernel) {
+  if (kernel.tile_rows != 1) return;
+  Random random(6);
+  Problem problem(random, 165, 21, 837);
+  for (int8_t& v : problem.a) v = random.unit() > 0.98f ? random.byte() : int8_t(v / 3);
+  for (int8_t& v : problem.b) v = random.unit() > 0.95f ? int8_t(-128) : int8_t(v / 2);
+  pack_w8(problem.b.data(), problem.n, problem.k, problem.packed.data());
+  const auto sums = exact_sums(problem);
+  const auto a = problem.layout_a(1, kernel.flip);
+  std::vector<uint8_t> got(sums.size() * 4);
+  GemmS8S8S32 p{};
+  p.m = problem.m;
+  p.n = problem.n;
+  p.k_pad = problem.k_pad;
+  p.a = reinterpret_cast<const int8_t*>(a.data());
+  p.panels = problem.weight.panels;
+  p.compensation = problem.weight.compensation;
+  p.a_scale = problem.a_scale.data();
+  p.a_offset = problem.a_offset.data();
+  p.b_scale = problem.b_scale.data();
+  p.out_ld_bytes = problem.n * 4;
+  p.out_dtype = DType::s32;
+  const Prepared prepared(kernel, &p, Side::end);
+  const int64_t ends[] = {50, 129, 130, 165};
+  for (const int64_t end : ends) {
+    p.m = end - p.prepared_row;
+    p.out = got.data() + p.prepared_row * p.out_ld_bytes;
+    kernel.run(p);
+    p.a += p.m * p.k_pad;
+    p.prepared_row = end;
+  }
+  CHECK(same_sums(sums, got));
 }
 
 // A part of the columns, as a task of a threaded run gets them.
@@ -349,6 +385,7 @@ void test_gemm_s8s8s32() {
       results().context = std::string(kernel.name) + ", a part";
       check_extremes(kernel);
       check_outliers(kernel);
+      check_row_range(kernel);
       check_column_range(kernel);
       check_misaligned(kernel);
       check_special_values(kernel, kernels[0]);

@@ -1,30 +1,41 @@
-// gemm_s8s8s32_5x16x4_avx2. Contract and layouts: gemm_s8s8s32.h.
+// gemm_s8s8s32_1x16x16_avx2. Contract and layouts: gemm_s8s8s32.h.
 //
 // vpmaddubsw takes twice as many bytes as vpmaddwd takes int16, but adds two products in 16 bits
 // and saturates. Here it never does: B is unsigned, b + 128 <= 255, and A is split in three,
 //
 //   a[m,k] = c[m] + d[m,k] + r[m,k]
-//   sum_k a b = sum_k d (b + 128) + sum_k r (b + 128) + c sum_k (b + 128) - 128 sum_k a
+//   sum_k a b = sum_k d b + (sum_k r (b + 128) - 128 sum_k r) + c sum_k b
 //
 // A pair of neighbours along K fits if |d[k] + d[k+1]| <= 128 (and d is int8): its positive
 // products, and its negative ones, are then within 128 * 255 = 32640. c is the mean of the row, and
 // r = 0 but where a pair does not fit: there the group of 4 is clamped to [-64, 64], and what is
 // left over is r, in pieces of [-64, 64]. For that, neighbours must both be far off the mean on the
-// same side: in Gaussian rows, whose greatest of 768 is 3.2 standard deviations, in 4 % of the
-// groups, with outliers in fewer.
+// same side: in Gaussian rows in 9 % of the groups at K = 384, 6 % at 768, 3 % at 3072, with
+// outliers in fewer.
 //
-// A block of rows is split once, kSplitBytes of d, which stay in L2, and meets every panel, a slice
-// of kSplitSliceK along K at a time (12 KiB of b + 128, L1). Registers: 5 rows x 2 ymm of 8 columns
-// are 10 sums, 2 for B, 1 for A, 1 for ones, 1 product. A step of 4 along K: 10 x (vpmaddubsw,
-// vpmaddwd by ones, vpaddd), 2 loads, 5 broadcasts for 320 multiply-adds; widened to int16 they
-// take 20 x (vpmaddwd, vpaddd). Bound by the two multiplying ports: 190 GOP/s on a Zen 3 core of
-// 3.2 GHz. Measured there, Gaussian rows: 135 to 160, widened 115; a sixth of the groups in r, as
-// after GELU: 110 to 125.
+// Most of the widening to 32 bits is saved, too. A lane of 16 bits adds up four steps of 4 along K,
+// modulo 2^16, from a start of -128 sum d:
+//
+//   start + sum of 8 products d (b + 128) = sum of 8 products d b     (mod 2^16)
+//
+// which is exact if that sum is within int16. By Cauchy and Schwarz it is where |d| |b| <= 32767,
+// |d|^2 and |b|^2 the sums of those 8 squares. The norms of d stand beside the rows, those of b are
+// taken when a slice is copied to L1, the most over 16 columns. A row and 16 of K that may not fit,
+// in Gaussian rows and weights 4 % at K = 384 and 1 % at 768, are done again widened at every step,
+// and the difference is added; where it is a third of the rows, all are widened at every step.
+//
+// 16 of K and 16 columns of B are 8 registers; then 1 for ones, 2 sums, 1 of A, 1 start, 1 product.
+// A row takes 8 x (vpmaddubsw, vpaddw), 2 x (vpmaddwd by ones, vpaddd) and 5 broadcasts for 256
+// multiply-adds, 10 of which need the two multiplying ports; with a vpmaddwd to each vpmaddubsw it
+// would be 16. The sums of 32 bits stay in L1.
+//
+// Measured on a Zen 4 core of 3.7 GHz. In registers alone: 8 products and what belongs to them take
+// 6.3 cycles (300 GOP/s), 8 x (vpmaddubsw, vpmaddwd, vpaddd) take 8 (236). The kernel, Gaussian
+// rows, M = 128 and 512: FIGURES
 //
 // Rows are widened instead, and multiplied by vpmaddwd, where splitting does not pay: fewer than
-// kLeastSplitRows, a K too long for a block of as many, more rests than one for four groups.
-// Overflow: int32 arithmetic modulo 2^32, exact because the true sum fits; vpmaddwd sums are at
-// most 2 * 128 * 128.
+// kLeastSplitRows, or more rests than one for four groups. Overflow: int32 arithmetic modulo 2^32,
+// exact because the true sum fits; vpmaddwd sums are at most 2 * 128 * 128.
 #include <algorithm>
 
 #include "cpu/gemm_s8s8s32/epilogue.h"
@@ -34,7 +45,7 @@ namespace fastinfer::cpu {
 
 namespace {
 
-constexpr int64_t kSliceK = 512, kSplitSliceK = 768, kLeastSplitRows = 4;
+constexpr int64_t kSliceK = 512, kLeastSplitRows = 4;
 
 // Sums of 8 products fit in 16 bits where the norms say that |d| |b| < 2^15.
 constexpr int64_t kMostProduct = int64_t(32767) * 32767 / kNormUnit;
@@ -155,18 +166,22 @@ void start_sums(const SplitRows& s, const int32_t* compensation, int32_t* sums) 
   }
 }
 
-// sums += the rests of kBlockK of K, whose slice of the panel is b, of all rows.
-void add_rests(const Rest* rest, const Rest* end, const uint8_t* b, int32_t* sums) {
+// sums += the rests of a slice of K, whose b + 128 is b_u8; row i has rests[first[i]] to
+// rests[first[i + 1] - 1].
+void add_rests(const SplitRows& s, const int32_t* first, const uint8_t* b_u8, int32_t* sums) {
   const __m256i ones_s16 = _mm256_set1_epi16(1);
-  for (; rest != end; ++rest) {
-    const __m256i r_s8 = _mm256_set1_epi32(rest->r);
-    int32_t* out = sums + rest->sums_bytes / 4;
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m256i b_u8 = load_bytes(b + rest->b_bytes + j * 32);
-      const __m256i products = _mm256_madd_epi16(_mm256_maddubs_epi16(b_u8, r_s8), ones_s16);
-      store_sums(out + j * 8, _mm256_add_epi32(products, load_sums(out + j * 8)));
+  for (int64_t i = 0; i < s.rows; ++i, sums += 16) {
+    __m256i low_s32 = load_sums(sums), high_s32 = load_sums(sums + 8);
+    for (int32_t t = first[i]; t < first[i + 1]; ++t) {
+      const uint8_t* b = b_u8 + s.groups[t];
+      const __m256i r_s8 = _mm256_set1_epi32(s.rests[t]);
+      const __m256i low_s16 = _mm256_maddubs_epi16(load_bytes(b), r_s8);
+      const __m256i high_s16 = _mm256_maddubs_epi16(load_bytes(b + 32), r_s8);
+      low_s32 = _mm256_add_epi32(low_s32, _mm256_madd_epi16(low_s16, ones_s16));
+      high_s32 = _mm256_add_epi32(high_s32, _mm256_madd_epi16(high_s16, ones_s16));
     }
+    store_sums(sums, low_s32);
+    store_sums(sums + 8, high_s32);
   }
 }
 
@@ -328,10 +343,7 @@ void split_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
       for (int64_t i = 0; i < count; i += 16) {
         squares[i / 16] = copy_b(panel + (k + i) * 16, b + i * 16);
       }
-      for (int64_t i = 0; i < count; i += kBlockK) {
-        const int32_t* first = s.first + (k + i) / kBlockK;
-        add_rests(s.rests + first[0], s.rests + first[1], b + i * 16, all_sums);
-      }
+      add_rests(s, s.first + k / kSplitSliceK * s.rows, b, all_sums);
       // Beside each 16 of K as many of the next slice, which follows in memory, are prefetched,
       // and before the epilogue a share of its lines of the output.
       const int8_t* next = panel + (k + count) * 16;

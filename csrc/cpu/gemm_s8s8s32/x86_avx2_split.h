@@ -13,21 +13,14 @@
 namespace fastinfer::cpu {
 namespace {
 
-constexpr int64_t kBlockRows = 128, kNormRows = 16;
-constexpr int64_t kMostPieces = 3;  // of r in one group of 4: |a - c| <= 255 < 64 + 3 * 64
+constexpr int64_t kBlockRows = 128, kSplitSliceK = 768, kNormRows = 16;
+constexpr int64_t kMostPieces = 3;  // of r in one group of 4: |a - c| <= 255 < 64 + 64 + 2 * 64
 constexpr int64_t kNormUnit = 256;
 
 // One row and 16 of K: d, and what its sums of 16 bits start from.
 struct Unit {
   int32_t start;  // two int16: -128 times the sum of d over k % 4 < 2, and over k % 4 >= 2
   int8_t d[16];
-};
-
-// A piece of r, 4 along K, and where its sums and its 4 of K x 16 columns are.
-struct Rest {
-  uint16_t sums_bytes;  // 64 a row
-  uint16_t b_bytes;     // within kBlockK of K
-  int32_t r;
 };
 
 // Of one row and 16 of K, for k % 4 < 2 and k % 4 >= 2: the sum of the squares of d, rounded up to
@@ -51,11 +44,12 @@ struct SplitRows {
   bool* is_split;       // false: it does not pay, and the rest is not filled
   int32_t* mean;        // c
   int32_t* rest_start;  // -128 times the sum of r
-  int32_t* first;       // 64 of K have rests[first[k / 64]] to the next
+  int32_t* first;       // [K / kSplitSliceK][rows]: to the next, its rests
   Norm* most_norm;      // [K / 16]: of all rows
   Norm* norms;          // [K / 16][norm_stride]
   Unit* units;          // [K / 16][rows]
-  Rest* rests;
+  int32_t* rests;       // r, four bytes each
+  int32_t* groups;      // theirs: 64 times k / 4 within the slice
   int64_t rows, norm_stride, bytes;
 
   static int64_t most_rests(int64_t rows, int64_t k_pad) { return rows * k_pad / 16; }
@@ -70,13 +64,20 @@ struct SplitRows {
     take(is_split, 1);
     take(mean, rows);
     take(rest_start, rows);
-    take(first, k_pad / kBlockK + 1);
+    take(first, (k_pad + kSplitSliceK - 1) / kSplitSliceK * rows + 1);
     take(most_norm, k_pad / 16);
     take(norms, k_pad / 16 * norm_stride + kNormRows);
     take(units, k_pad / 16 * rows);
     take(rests, most_rests(rows, k_pad) + 8 * kMostPieces);
+    take(groups, most_rests(rows, k_pad) + 8 * kMostPieces);
   }
 };
+
+inline int32_t lane_sum(__m256i v_s32) {
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), v_s32);
+  return std::accumulate(lanes, lanes + 8, 0);
+}
 
 int32_t row_sum(const int8_t* a, int64_t k_pad) {
   __m256i sums_s32 = _mm256_setzero_si256();
@@ -84,50 +85,69 @@ int32_t row_sum(const int8_t* a, int64_t k_pad) {
     const __m256i pairs_s16 = _mm256_maddubs_epi16(_mm256_set1_epi8(1), load_bytes(a + k));
     sums_s32 = _mm256_add_epi32(sums_s32, _mm256_madd_epi16(pairs_s16, _mm256_set1_epi16(1)));
   }
-  alignas(32) int32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums_s32);
-  return std::accumulate(lanes, lanes + 8, 0);
+  return lane_sum(sums_s32);
 }
 
-// Appends the pieces of r of the group of 4 at a, the group-th of its kBlockK.
-void append_rests(const int8_t* a, int64_t row, int64_t group, SplitRows* s, int32_t* count) {
-  const int32_t mean = s->mean[row];
-  int32_t left[4];
-  for (int i = 0; i < 4; ++i) {
-    left[i] = a[i] - mean - std::clamp(a[i] - mean, -64, 64);
-    s->rest_start[row] -= 128 * left[i];
-  }
-  while ((left[0] | left[1] | left[2] | left[3]) != 0) {
-    int8_t piece[4];
-    for (int i = 0; i < 4; ++i) {
-      piece[i] = int8_t(std::clamp(left[i], -64, 64));
-      left[i] -= piece[i];
+// For each set of 8 lanes, those in it, then others.
+struct LanesFirst {
+  uint8_t lane[256][8];
+
+  constexpr LanesFirst() : lane() {
+    for (int set = 0; set < 256; ++set) {
+      int count = 0;
+      for (int i = 0; i < 8; ++i) {
+        if (set >> i & 1) lane[set][count++] = uint8_t(i);
+      }
     }
-    Rest& rest = s->rests[(*count)++];
-    rest.sums_bytes = uint16_t(row * 64);
-    rest.b_bytes = uint16_t(group * 64);
-    std::memcpy(&rest.r, piece, 4);
   }
+};
+constexpr LanesFirst kLanesFirst;
+
+// Appends the lanes of r and groups that are in `set`; writes 8.
+inline void append(__m256i r, __m256i groups, unsigned set, SplitRows* s, int32_t* count) {
+  const __m256i lanes = _mm256_cvtepu8_epi32(
+      _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kLanesFirst.lane[set])));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(s->rests + *count),
+                      _mm256_permutevar8x32_epi32(r, lanes));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(s->groups + *count),
+                      _mm256_permutevar8x32_epi32(groups, lanes));
+  *count += __builtin_popcount(set);
 }
 
-// d of 32 along K, the k-th and on, of a row; its rests go to s.
+// d of 32 along K, the k-th and on, of a row; its rests go to s. No branch on what is common.
 inline __m256i split_32(const int8_t* a, int64_t k, int64_t row, SplitRows* s, int32_t* count) {
   const __m256i v = load_bytes(a), c = _mm256_set1_epi8(int8_t(s->mean[row]));
   const __m256i d = _mm256_subs_epi8(v, c);
-  const __m256i saturated = _mm256_xor_si256(d, _mm256_sub_epi8(v, c));
   const __m256i pairs_s16 = _mm256_maddubs_epi16(_mm256_set1_epi8(1), d);
+  // Not zero where d is out of int8: one difference saturates, the other wraps round.
+  const __m256i left = _mm256_xor_si256(d, _mm256_sub_epi8(v, c));
   const __m256i over = _mm256_or_si256(
-      saturated, _mm256_cmpgt_epi16(_mm256_abs_epi16(pairs_s16), _mm256_set1_epi16(128)));
-  if (_mm256_testz_si256(over, over)) return d;
-  const __m256i fits = _mm256_cmpeq_epi32(over, _mm256_setzero_si256());
-  unsigned bits = ~unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(fits))) & 0xff;
-  for (; bits != 0; bits &= bits - 1) {
-    const int group = __builtin_ctz(bits);
-    append_rests(a + group * 4, row, k % kBlockK / 4 + group, s, count);
-  }
+      left, _mm256_cmpgt_epi16(_mm256_abs_epi16(pairs_s16), _mm256_set1_epi16(128)));
+  const __m256i whole = _mm256_cmpeq_epi32(over, _mm256_setzero_si256());
+  const unsigned set = ~unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(whole))) & 0xff;
   const __m256i clamped =
       _mm256_min_epi8(_mm256_max_epi8(d, _mm256_set1_epi8(-64)), _mm256_set1_epi8(64));
-  return _mm256_blendv_epi8(clamped, d, fits);
+  const __m256i groups = _mm256_add_epi32(_mm256_set1_epi32(int32_t(k % kSplitSliceK * 16)),
+                                          _mm256_setr_epi32(0, 64, 128, 192, 256, 320, 384, 448));
+  append(_mm256_sub_epi8(d, clamped), groups, set, s, count);
+  if (!_mm256_testz_si256(left, left)) {  // v - c - d, up to 128, in two pieces
+    const __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(v));
+    const __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(v, 1));
+    const __m256i c_s16 = _mm256_set1_epi16(int16_t(s->mean[row]));
+    const auto over_int8 = [&](__m256i v_s16, __m128i d_s8) {
+      return _mm256_sub_epi16(_mm256_sub_epi16(v_s16, c_s16), _mm256_cvtepi8_epi16(d_s8));
+    };
+    const __m256i r_low = over_int8(low, _mm256_castsi256_si128(d));
+    const __m256i r_high = over_int8(high, _mm256_extracti128_si256(d, 1));
+    const auto piece = [&](__m256i a_s16, __m256i b_s16) {
+      return _mm256_permute4x64_epi64(_mm256_packs_epi16(a_s16, b_s16), 0xd8);
+    };
+    const __m256i half_low = _mm256_srai_epi16(r_low, 1), half_high = _mm256_srai_epi16(r_high, 1);
+    append(piece(half_low, half_high), groups, set, s, count);
+    append(piece(_mm256_sub_epi16(r_low, half_low), _mm256_sub_epi16(r_high, half_high)), groups,
+           set, s, count);
+  }
+  return _mm256_blendv_epi8(clamped, d, whole);
 }
 
 inline void store_norms(__m256i norms, Norm* low, Norm* high) {
@@ -140,39 +160,58 @@ inline void store_norms(__m256i norms, Norm* low, Norm* high) {
 bool split(const int8_t* a, int64_t k_pad, SplitRows* s) {
   const int64_t rows = s->rows, most = SplitRows::most_rests(rows, k_pad);
   int32_t count = 0;
+  __m256i d_sums_s32[kBlockRows];
   for (int64_t i = 0; i < rows; ++i) {
-    s->mean[i] = row_sum(a + i * k_pad, k_pad) / int32_t(k_pad);
-    s->rest_start[i] = 0;
+    const int32_t sum = row_sum(a + i * k_pad, k_pad);
+    s->mean[i] = sum / int32_t(k_pad);
+    s->rest_start[i] = sum - s->mean[i] * int32_t(k_pad);
+    d_sums_s32[i] = _mm256_setzero_si256();
   }
   std::memset(s->norms, 0, size_t(k_pad / 16 * s->norm_stride) * sizeof(Norm));
-  for (int64_t k = 0; k < k_pad; k += 32) {
-    if (k % kBlockK == 0) s->first[k / kBlockK] = count;
-    Unit* unit = s->units + k / 16 * rows;
-    Norm* norm = s->norms + k / 16 * s->norm_stride;
-    __m256i most_norms = _mm256_setzero_si256();
-    for (int64_t i = 0; i < rows; ++i, ++unit, ++norm) {
-      const __m256i d = split_32(a + i * k_pad + k, k, i, s, &count);
-      if (count > most) return false;
-      // Over the four steps of each half of 16, for both pairs of a step.
-      const __m256i pairs_s16 = _mm256_maddubs_epi16(_mm256_set1_epi8(1), d);
-      __m256i sums = _mm256_add_epi16(pairs_s16, _mm256_shuffle_epi32(pairs_s16, 0x4e));
-      sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32(sums, 0xb1));
-      sums = _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_slli_epi16(sums, 7));
-      const __m256i squares = square_pairs(d);
-      __m256i norms = _mm256_adds_epu16(squares, _mm256_shuffle_epi32(squares, 0x4e));
-      norms = _mm256_adds_epu16(norms, _mm256_shuffle_epi32(norms, 0xb1));
-      norms = _mm256_srli_epi16(norms, 8);
-      norms = _mm256_adds_epu8(_mm256_packus_epi16(norms, norms), _mm256_set1_epi8(1));
-      most_norms = _mm256_max_epu8(most_norms, norms);
-      unit[0].start = _mm256_cvtsi256_si32(sums);
-      unit[rows].start = _mm256_extract_epi32(sums, 4);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(unit[0].d), _mm256_castsi256_si128(d));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(unit[rows].d), _mm256_extracti128_si256(d, 1));
-      store_norms(norms, norm, norm + s->norm_stride);
+  int32_t* first = s->first;
+  for (int64_t slice = 0; slice < k_pad; slice += kSplitSliceK) {
+    const int64_t end = std::min(k_pad, slice + kSplitSliceK);
+    __m256i most_norms[kSplitSliceK / 32] = {};
+    for (int64_t i = 0; i < rows; ++i) {
+      *first++ = count;
+      Unit* unit = s->units + slice / 16 * rows + i;
+      Norm* norm = s->norms + slice / 16 * s->norm_stride + i;
+      for (int64_t k = slice; k < end; k += 32) {
+        const __m256i d = split_32(a + i * k_pad + k, k, i, s, &count);
+        if (count > most) return false;
+        // Over the four steps of each half of 16, for both pairs of a step.
+        const __m256i pairs_s16 = _mm256_maddubs_epi16(_mm256_set1_epi8(1), d);
+        d_sums_s32[i] =
+            _mm256_add_epi32(d_sums_s32[i], _mm256_madd_epi16(pairs_s16, _mm256_set1_epi16(1)));
+        __m256i sums = _mm256_add_epi16(pairs_s16, _mm256_shuffle_epi32(pairs_s16, 0x4e));
+        sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32(sums, 0xb1));
+        sums = _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_slli_epi16(sums, 7));
+        const __m256i squares = square_pairs(d);
+        __m256i norms = _mm256_adds_epu16(squares, _mm256_shuffle_epi32(squares, 0x4e));
+        norms = _mm256_adds_epu16(norms, _mm256_shuffle_epi32(norms, 0xb1));
+        norms = _mm256_srli_epi16(norms, 8);
+        norms = _mm256_adds_epu8(_mm256_packus_epi16(norms, norms), _mm256_set1_epi8(1));
+        __m256i& most_norm = most_norms[(k - slice) / 32];
+        most_norm = _mm256_max_epu8(most_norm, norms);
+        store_norms(norms, norm, norm + s->norm_stride);
+        unit[0].start = _mm256_cvtsi256_si32(sums);
+        unit[rows].start = _mm256_extract_epi32(sums, 4);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(unit[0].d), _mm256_castsi256_si128(d));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(unit[rows].d), _mm256_extracti128_si256(d, 1));
+        unit += 2 * rows;
+        norm += 2 * s->norm_stride;
+      }
     }
-    store_norms(most_norms, s->most_norm + k / 16, s->most_norm + k / 16 + 1);
+    for (int64_t k = slice; k < end; k += 32) {
+      Norm* most_norm = s->most_norm + k / 16;
+      store_norms(most_norms[(k - slice) / 32], most_norm, most_norm + 1);
+    }
   }
-  s->first[k_pad / kBlockK] = count;
+  *first = count;
+  for (int64_t i = 0; i < rows; ++i) {
+    // Modulo 2^32, as the sums that it goes into.
+    s->rest_start[i] = int32_t(128u * uint32_t(lane_sum(d_sums_s32[i]) - s->rest_start[i]));
+  }
   return true;
 }
 
