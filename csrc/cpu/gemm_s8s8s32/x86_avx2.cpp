@@ -22,7 +22,7 @@
 // |d|^2 and |b|^2 the sums of those 8 squares. The norms of d stand beside the rows, those of b are
 // taken when a slice is copied to L1, the most over 16 columns. A row and 16 of K that may not fit,
 // in Gaussian rows and weights 4 % at K = 384 and 1 % at 768, are done again widened at every step,
-// and the difference is added; where it is a third of the rows, all are widened at every step.
+// and the difference is added; where it is a sixth of the rows, all are widened at every step.
 //
 // 16 of K and 16 columns of B are 8 registers; then 1 for ones, 2 sums, 1 of A, 1 start, 1 product.
 // A row takes 8 x (vpmaddubsw, vpaddw), 2 x (vpmaddwd by ones, vpaddd) and 5 broadcasts for 256
@@ -30,8 +30,10 @@
 // would be 16. The sums of 32 bits stay in L1.
 //
 // Measured on a Zen 4 core of 3.7 GHz. In registers alone: 8 products and what belongs to them take
-// 6.3 cycles (300 GOP/s), 8 x (vpmaddubsw, vpmaddwd, vpaddd) take 8 (236). The kernel, Gaussian
-// rows, M = 128 and 512: FIGURES
+// 6.3 cycles (300 GOP/s), 8 x (vpmaddubsw, vpmaddwd, vpaddd) take 8 (236). The kernel, rows
+// prepared each time, Gaussian rows and weights, M = 128 and 512: 180 to 195 at K = 384, 215 at
+// 768, 240 at 3072, 255 at 11008. Slow: uniform weights, whose norms are large for their range
+// (160), and rows as after GELU at small K (145 at 384), where a fifth of the groups are in r.
 //
 // Rows are widened instead, and multiplied by vpmaddwd, where splitting does not pay: fewer than
 // kLeastSplitRows, or more rests than one for four groups. Overflow: int32 arithmetic modulo 2^32,
@@ -258,32 +260,54 @@ __attribute__((noinline)) void short_sums(const Unit* unit, int64_t rows, const 
   }
 }
 
-// The same for one row, every product widened at once; kCorrect: what short_sums added is taken
-// back.
-template <bool kCorrect>
-__attribute__((noinline)) void long_sums(const Unit& unit, const uint8_t* b, int32_t* sums) {
-  const __m256i ones_s16 = _mm256_set1_epi16(1);
-  __m256i d_sum_s16 = _mm256_setzero_si256();
-  __m256i acc_s32[2] = {load_sums(sums), load_sums(sums + 8)};
-  __m256i short_s16[2] = {_mm256_set1_epi32(unit.start), _mm256_set1_epi32(unit.start)};
+// acc += four products of b and d in each lane. In assembly for the same reason as multiply_add.
+inline void multiply_add_fours(__m256i& acc_s32, __m256i b_u8, __m256i d_s8, __m256i ones_s16) {
+  __m256i product;
+  __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+          : "+x"(acc_s32), "=&x"(product)
+          : "x"(b_u8), "x"(d_s8), "x"(ones_s16));
+}
+
+// The same as short_sums, widened at every step: for any norms.
+__attribute__((noinline)) void long_sums(const Unit* unit, int64_t rows, const uint8_t* b,
+                                         int32_t* sums) {
+  __m256i b_u8[4][2];
 #pragma GCC unroll 4
   for (int step = 0; step < 4; ++step) {
-    const __m256i d_s8 = broadcast_four(unit.d + step * 4);
-    d_sum_s16 = _mm256_add_epi16(d_sum_s16, _mm256_maddubs_epi16(_mm256_set1_epi8(1), d_s8));
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m256i products_s16 = _mm256_maddubs_epi16(load_bytes(b + step * 64 + j * 32), d_s8);
-      acc_s32[j] = _mm256_add_epi32(acc_s32[j], _mm256_madd_epi16(products_s16, ones_s16));
-      short_s16[j] = _mm256_add_epi16(short_s16[j], products_s16);
-    }
+    b_u8[step][0] = load_bytes(b + step * 64);
+    b_u8[step][1] = load_bytes(b + step * 64 + 32);
   }
-  const __m256i shift_s32 = _mm256_madd_epi16(d_sum_s16, _mm256_set1_epi16(-128));
-  for (int j = 0; j < 2; ++j) {
-    acc_s32[j] = _mm256_add_epi32(acc_s32[j], shift_s32);
-    if (kCorrect) {
-      acc_s32[j] = _mm256_sub_epi32(acc_s32[j], _mm256_madd_epi16(short_s16[j], ones_s16));
+  __m256i ones_s16 = _mm256_set1_epi16(1);
+  __asm__("" : "+x"(ones_s16));
+  for (const Unit* const end = unit + rows; unit != end; ++unit, sums += 16) {
+    const __m256i start_s32 = _mm256_set1_epi32(unit->wide_start);
+    __m256i low_s32 = _mm256_add_epi32(start_s32, load_sums(sums));
+    __m256i high_s32 = _mm256_add_epi32(start_s32, load_sums(sums + 8));
+#pragma GCC unroll 4
+    for (int step = 0; step < 4; ++step) {
+      const __m256i d_s8 = broadcast_four(unit->d + step * 4);
+      multiply_add_fours(low_s32, b_u8[step][0], d_s8, ones_s16);
+      multiply_add_fours(high_s32, b_u8[step][1], d_s8, ones_s16);
     }
-    store_sums(sums + j * 8, acc_s32[j]);
+    store_sums(sums, low_s32);
+    store_sums(sums + 8, high_s32);
+  }
+}
+
+// Puts right what short_sums added to the sums of one row.
+__attribute__((noinline)) void correct_sums(const Unit& unit, const uint8_t* b, int32_t* sums) {
+  const __m256i ones_s16 = _mm256_set1_epi16(1);
+  for (int j = 0; j < 2; ++j, sums += 8, b += 32) {
+    __m256i acc_s32 = _mm256_add_epi32(load_sums(sums), _mm256_set1_epi32(unit.wide_start));
+    __m256i short_s16 = _mm256_set1_epi32(unit.start);
+#pragma GCC unroll 4
+    for (int step = 0; step < 4; ++step) {
+      const __m256i d_s8 = broadcast_four(unit.d + step * 4);
+      const __m256i products_s16 = _mm256_maddubs_epi16(load_bytes(b + step * 64), d_s8);
+      acc_s32 = _mm256_add_epi32(acc_s32, _mm256_madd_epi16(products_s16, ones_s16));
+      short_s16 = _mm256_add_epi16(short_s16, products_s16);
+    }
+    store_sums(sums, _mm256_sub_epi32(acc_s32, _mm256_madd_epi16(short_s16, ones_s16)));
   }
 }
 
@@ -313,15 +337,12 @@ void checked_sums(const Unit* unit, const Norm* norms, const Squares& squares, i
     over[i / kNormRows] = ~uint32_t(_mm256_movemask_epi8(row_fits)) & 0x55555555;
     count += __builtin_popcount(over[i / kNormRows]);
   }
-  if (count > rows / 3) {
-    for (int64_t i = 0; i < rows; ++i) long_sums<false>(unit[i], b, sums + i * 16);
-    return;
-  }
+  if (count > rows / 6) return long_sums(unit, rows, b, sums);
   short_sums(unit, rows, b, sums);
   for (int64_t i = 0; i < rows; i += kNormRows) {
     for (uint32_t bits = over[i / kNormRows]; bits != 0; bits &= bits - 1) {
       const int64_t row = i + __builtin_ctz(bits) / 2;
-      if (row < rows) long_sums<true>(unit[row], b, sums + row * 16);
+      if (row < rows) correct_sums(unit[row], b, sums + row * 16);
     }
   }
 }

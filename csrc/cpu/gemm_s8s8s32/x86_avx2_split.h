@@ -19,7 +19,8 @@ constexpr int64_t kNormUnit = 256;
 
 // One row and 16 of K: d, and what its sums of 16 bits start from.
 struct Unit {
-  int32_t start;  // two int16: -128 times the sum of d over k % 4 < 2, and over k % 4 >= 2
+  int32_t start;       // two int16: -128 times the sum of d over k % 4 < 2, and over k % 4 >= 2
+  int32_t wide_start;  // -128 times the sum of d
   int8_t d[16];
 };
 
@@ -185,6 +186,7 @@ bool split(const int8_t* a, int64_t k_pad, SplitRows* s) {
             _mm256_add_epi32(d_sums_s32[i], _mm256_madd_epi16(pairs_s16, _mm256_set1_epi16(1)));
         __m256i sums = _mm256_add_epi16(pairs_s16, _mm256_shuffle_epi32(pairs_s16, 0x4e));
         sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32(sums, 0xb1));
+        const __m256i wide = _mm256_madd_epi16(sums, _mm256_set1_epi16(-128));
         sums = _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_slli_epi16(sums, 7));
         const __m256i squares = square_pairs(d);
         __m256i norms = _mm256_adds_epu16(squares, _mm256_shuffle_epi32(squares, 0x4e));
@@ -195,7 +197,9 @@ bool split(const int8_t* a, int64_t k_pad, SplitRows* s) {
         most_norm = _mm256_max_epu8(most_norm, norms);
         store_norms(norms, norm, norm + s->norm_stride);
         unit[0].start = _mm256_cvtsi256_si32(sums);
+        unit[0].wide_start = _mm256_cvtsi256_si32(wide);
         unit[rows].start = _mm256_extract_epi32(sums, 4);
+        unit[rows].wide_start = _mm256_extract_epi32(wide, 4);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(unit[0].d), _mm256_castsi256_si128(d));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(unit[rows].d), _mm256_extracti128_si256(d, 1));
         unit += 2 * rows;
