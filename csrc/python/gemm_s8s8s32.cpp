@@ -40,6 +40,13 @@ py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a, cons
   p.n = n;
   p.k_pad = weight.k_pad;
   p.a = static_cast<const int8_t*>(rows.get());
+  Buffer prepared;
+  if (kernel.prepare.run != nullptr && m > 0) {
+    prepared = allocate(kernel.prepare.bytes(m, p.k_pad));
+    kernel.prepare.run(p.a, m, p.k_pad, prepared.get());
+    p.prepared = prepared.get();
+    p.prepared_rows = m;
+  }
   const std::vector<float> zeros(a_offset ? 0 : size_t(m));
   p.a_scale = a_scale.data();
   p.a_offset = a_offset ? a_offset->data() : zeros.data();

@@ -70,6 +70,19 @@ struct Options {
 
 constexpr int64_t kGap = 3;  // elements between rows of out and residual that nobody may touch
 
+// What the kernel prepares of the rows of p, if anything, on a guarded buffer.
+struct Prepared {
+  Guarded memory;
+
+  Prepared(const GemmS8S8S32Kernel& kernel, GemmS8S8S32* p, Side side)
+      : memory(kernel.prepare.bytes == nullptr ? 0 : kernel.prepare.bytes(p->m, p->k_pad), side) {
+    if (kernel.prepare.run == nullptr) return;
+    kernel.prepare.run(p->a, p->m, p->k_pad, memory.as<char>());
+    p->prepared = memory.as<char>();
+    p->prepared_rows = p->m;
+  }
+};
+
 // The rows of out, without gaps. Every buffer is guarded; what must stay untouched is checked.
 std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem,
                          const Options& options, const std::vector<uint8_t>& residual_values) {
@@ -120,6 +133,7 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
   p.out = out.as<char>() + begin * size;
   p.out_ld_bytes = ld;
   p.out_dtype = options.out_dtype;
+  const Prepared prepared(kernel, &p, options.side);
   kernel.run(p);
 
   const auto untouched = [&](int64_t from, int64_t to) {
@@ -214,13 +228,49 @@ void check_extremes(const GemmS8S8S32Kernel& kernel) {
 void check_outliers(const GemmS8S8S32Kernel& kernel) {
   for (int center : {0, -112, 90, 127}) {
     Random random(5);
-    Problem problem(random, 3 * kernel.mr + 2, kernel.nr + 5, 1172);
+    Problem problem(random, 3 * kernel.mr + 8, kernel.nr + 5, 1172);
     for (int8_t& v : problem.a) {
       v = int8_t(std::clamp(center + v / 4, -128, 127));
       if (random.unit() > 0.97f) v = random.byte() < 0 ? -128 : 127;
     }
     CHECK(same_sums(exact_sums(problem), run(kernel, problem, {}, {})));
   }
+}
+
+// Rows prepared once and multiplied in parts, as beside a gate: more than a block of x86_avx2.cpp,
+// close around a value, some far off; weights that are far off, too.
+void check_row_range(const GemmS8S8S32Kernel& kernel) {
+  if (kernel.tile_rows != 1) return;
+  Random random(6);
+  Problem problem(random, 165, 21, 837);
+  for (int8_t& v : problem.a) v = random.unit() > 0.98f ? random.byte() : int8_t(v / 3);
+  for (int8_t& v : problem.b) v = random.unit() > 0.95f ? int8_t(-128) : int8_t(v / 2);
+  pack_w8(problem.b.data(), problem.n, problem.k, problem.packed.data());
+  const auto sums = exact_sums(problem);
+  const auto a = problem.layout_a(1, kernel.flip);
+  std::vector<uint8_t> got(sums.size() * 4);
+  GemmS8S8S32 p{};
+  p.m = problem.m;
+  p.n = problem.n;
+  p.k_pad = problem.k_pad;
+  p.a = reinterpret_cast<const int8_t*>(a.data());
+  p.panels = problem.weight.panels;
+  p.compensation = problem.weight.compensation;
+  p.a_scale = problem.a_scale.data();
+  p.a_offset = problem.a_offset.data();
+  p.b_scale = problem.b_scale.data();
+  p.out_ld_bytes = problem.n * 4;
+  p.out_dtype = DType::s32;
+  const Prepared prepared(kernel, &p, Side::end);
+  const int64_t ends[] = {50, 129, 130, 165};
+  for (const int64_t end : ends) {
+    p.m = end - p.prepared_row;
+    p.out = got.data() + p.prepared_row * p.out_ld_bytes;
+    kernel.run(p);
+    p.a += p.m * p.k_pad;
+    p.prepared_row = end;
+  }
+  CHECK(same_sums(sums, got));
 }
 
 // A part of the columns, as a task of a threaded run gets them.
@@ -270,6 +320,7 @@ void check_misaligned(const GemmS8S8S32Kernel& kernel) {
     p.out = got.data();
     p.out_ld_bytes = problem.n * 4;
     p.out_dtype = DType::s32;
+    const Prepared prepared(kernel, &p, Side::end);
     kernel.run(p);
     CHECK(same_sums(sums, got));
   }
@@ -334,6 +385,7 @@ void test_gemm_s8s8s32() {
       results().context = std::string(kernel.name) + ", a part";
       check_extremes(kernel);
       check_outliers(kernel);
+      check_row_range(kernel);
       check_column_range(kernel);
       check_misaligned(kernel);
       check_special_values(kernel, kernels[0]);

@@ -92,9 +92,16 @@ void gather_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
     part.k_pad = (tiles.end - tiles.begin) * kBlockK;
     part.panels = w.panels + tiles.begin * kSliceBytes;
     part.a = scratch;
+    part.prepared = nullptr;
+    part.prepared_row = 0;
     for (int64_t row = 0; row < gemm.m; row += kGatherRows) {
       const int64_t rows = std::min(kGatherRows, gemm.m - row);
       gather(w, tiles, gemm, plan.gemm->tile_rows, row, rows, scratch);
+      if (plan.gemm->prepare.run != nullptr) {
+        part.prepared = scratch + kGatherRows * w.k_pad;
+        part.prepared_rows = rows;
+        plan.gemm->prepare.run(scratch, rows, part.k_pad, part.prepared);
+      }
       plan.gemm->run(at_row(part, row, rows));
     }
     panel += count;
@@ -110,7 +117,9 @@ int64_t columns_scratch_bytes(const LinearPlan& plan, const PackedWeight& weight
            weight.k_pad;
   }
   if (weight.layout == WeightLayout::dense || plan.bsr != nullptr) return 0;
-  return std::min(round_up(rows, kPanelColumns), kGatherRows) * weight.k_pad;
+  const auto prepared_bytes = plan.gemm->prepare.bytes;
+  return kGatherRows * weight.k_pad +
+         (prepared_bytes == nullptr ? 0 : round_up(prepared_bytes(kGatherRows, weight.k_pad), 64));
 }
 
 void multiply_columns(const LinearPlan& plan, const LinearWeight& weight, int64_t begin,

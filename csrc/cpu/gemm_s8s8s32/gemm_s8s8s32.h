@@ -42,6 +42,9 @@ struct GemmS8S8S32 {
   int64_t n;
   int64_t k_pad;
   const int8_t* a;
+  void* prepared;         // by the kernel's `prepare` from a chunk of rows, these among them: those
+  int64_t prepared_rows;  // from prepared_row on, of so many in all; null where it has none
+  int64_t prepared_row;
   const float* a_scale;   // [m]
   const float* a_offset;  // [m]
   const int8_t* panels;
@@ -60,6 +63,13 @@ struct GemmS8S8S32 {
 
 using GemmS8S8S32Fn = void (*)(const GemmS8S8S32&);
 
+// What a kernel makes of rows of A, once, before it multiplies them with any columns.
+struct PrepareRows {
+  int64_t (*bytes)(int64_t m, int64_t k_pad);
+  // prepared: `bytes` bytes, 64-byte aligned.
+  void (*run)(const int8_t* a, int64_t m, int64_t k_pad, void* prepared);
+};
+
 struct GemmS8S8S32Kernel {
   const char* name;
   Isa isa;
@@ -67,6 +77,7 @@ struct GemmS8S8S32Kernel {
   int64_t tile_rows;  // layout of A
   uint8_t flip;
   GemmS8S8S32Fn run;
+  PrepareRows prepare;  // null, both, where the kernel takes A as it is
 };
 
 // Every kernel of this architecture, in the order of kernels.inc.

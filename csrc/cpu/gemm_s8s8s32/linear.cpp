@@ -20,17 +20,20 @@ struct Job {
   int64_t panels;  // of all weights, one after the other; gated: of either
   int64_t rows_per_task, panels_per_task;
   bool in_place;  // the rows of x are what the kernel reads
+  bool prepare;   // whether the kernel prepares the rows of a chunk
   GateTile gate;
   int64_t columns_scratch;  // bytes
   std::atomic<bool> ok{true};
 };
 
-// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, what a
-// sparse weight asks for, and the part of a gate that waits for its factor.
+// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, what the
+// kernel prepares of them, what a sparse weight asks for, and the part of a gate that waits for its
+// factor.
 struct Buffers {
   float* scale;
   float* offset;
   int8_t* q;
+  int8_t* prepared;
   int8_t* columns;
   float* gate;
 
@@ -38,15 +41,21 @@ struct Buffers {
   static int64_t row_bytes(const Job& job) {
     return job.in_place ? 0 : round_up(job.plan.mc * job.p->weights[0].packed.k_pad, 64);
   }
+  static int64_t prepared_bytes(const Job& job) {
+    if (!job.prepare) return 0;
+    const int64_t k_pad = job.p->weights[0].packed.k_pad;
+    return round_up(job.plan.gemm->prepare.bytes(job.plan.mc, k_pad), 64);
+  }
   static int64_t bytes(const Job& job) {
     const int64_t gate = job.p->gated ? job.gate.rows * job.gate.ld * int64_t(sizeof(float)) : 0;
-    return scale_bytes(job) + row_bytes(job) + job.columns_scratch + gate;
+    return scale_bytes(job) + row_bytes(job) + prepared_bytes(job) + job.columns_scratch + gate;
   }
   Buffers(const Job& job, void* memory)
       : scale(static_cast<float*>(memory)),
         offset(scale + job.plan.mc),
         q(static_cast<int8_t*>(memory) + scale_bytes(job)),
-        columns(q + row_bytes(job)),
+        prepared(q + row_bytes(job)),
+        columns(prepared + prepared_bytes(job)),
         gate(reinterpret_cast<float*>(columns + job.columns_scratch)) {}
 };
 
@@ -148,6 +157,7 @@ void multiply_gated(const Job& job, const GemmS8S8S32& rows, int64_t m, int64_t 
       GemmS8S8S32 gate = rows;
       gate.m = std::min(job.gate.rows, rows.m - r);
       gate.a += r * rows.k_pad;
+      gate.prepared_row += r;
       gate.a_scale += r;
       gate.a_offset += r;
       GemmS8S8S32 up = gate;
@@ -186,6 +196,11 @@ void run_task(void* context, int64_t i) {
     GemmS8S8S32 rows{};
     rows.k_pad = p.weights[0].packed.k_pad;
     prepare_rows(job, m, std::min(job.plan.mc, m_end - m), buffers, &rows);
+    if (job.prepare) {
+      job.plan.gemm->prepare.run(rows.a, rows.m, rows.k_pad, buffers.prepared);
+      rows.prepared = buffers.prepared;
+      rows.prepared_rows = rows.m;
+    }
     if (p.gated) {
       multiply_gated(job, rows, m, begin, end, buffers);
     } else {
@@ -218,6 +233,7 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   job.panels_per_task = ceil_div(job.panels, job.plan.tasks_n);
   job.in_place = p.x_dtype == DType::s8 && job.plan.tile_rows == 1 && job.plan.flip == 0 &&
                  first.k == first.k_pad && (p.m == 1 || p.ldx_bytes == first.k);
+  job.prepare = job.plan.gemm->prepare.run != nullptr && !kinds.only_bsr;
   job.gate = gate_tile(std::min(p.m, job.plan.mc));
   job.columns_scratch = 0;
   for (int64_t i = 0; i < p.weight_count; ++i) {

@@ -1,44 +1,56 @@
-// gemm_s8s8s32_5x16x4_avx2. Contract and layouts: gemm_s8s8s32.h.
+// gemm_s8s8s32_1x16x16_avx2. Contract and layouts: gemm_s8s8s32.h.
 //
 // vpmaddubsw takes twice as many bytes as vpmaddwd takes int16, but adds two products in 16 bits
 // and saturates. Here it never does: B is unsigned, b + 128 <= 255, and A is split in three,
 //
 //   a[m,k] = c[m] + d[m,k] + r[m,k]
-//   sum_k a b = sum_k d (b + 128) + sum_k r (b + 128) + c sum_k (b + 128) - 128 sum_k a
+//   sum_k a b = sum_k d b + (sum_k r (b + 128) - 128 sum_k r) + c sum_k b
 //
 // A pair of neighbours along K fits if |d[k] + d[k+1]| <= 128 (and d is int8): its positive
 // products, and its negative ones, are then within 128 * 255 = 32640. c is the mean of the row, and
 // r = 0 but where a pair does not fit: there the group of 4 is clamped to [-64, 64], and what is
 // left over is r, in pieces of [-64, 64]. For that, neighbours must both be far off the mean on the
-// same side: in Gaussian rows, whose greatest of 768 is 3.2 standard deviations, in 4 % of the
-// groups, with outliers in fewer.
+// same side: in Gaussian rows in 9 % of the groups at K = 384, 6 % at 768, 3 % at 3072, with
+// outliers in fewer.
 //
-// A block of rows is split once, kSplitBytes of d, which stay in L2, and meets every panel, a slice
-// of kSplitSliceK along K at a time (12 KiB of b + 128, L1). Registers: 5 rows x 2 ymm of 8 columns
-// are 10 sums, 2 for B, 1 for A, 1 for ones, 1 product. A step of 4 along K: 10 x (vpmaddubsw,
-// vpmaddwd by ones, vpaddd), 2 loads, 5 broadcasts for 320 multiply-adds; widened to int16 they
-// take 20 x (vpmaddwd, vpaddd). Bound by the two multiplying ports: 190 GOP/s on a Zen 3 core of
-// 3.2 GHz. Measured there, Gaussian rows: 135 to 160, widened 115; a sixth of the groups in r, as
-// after GELU: 110 to 125.
+// Most of the widening to 32 bits is saved, too. A lane of 16 bits adds up four steps of 4 along K,
+// modulo 2^16, from a start of -128 sum d:
+//
+//   start + sum of 8 products d (b + 128) = sum of 8 products d b     (mod 2^16)
+//
+// which is exact if that sum is within int16. By Cauchy and Schwarz it is where |d| |b| <= 32767,
+// |d|^2 and |b|^2 the sums of those 8 squares. The norms of d stand beside the rows, those of b are
+// taken when a slice is copied to L1, the most over 16 columns. A row and 16 of K that may not fit,
+// in Gaussian rows and weights 4 % at K = 384 and 1 % at 768, are done again widened at every step,
+// and the difference is added; where it is a sixth of the rows, all are widened at every step.
+//
+// 16 of K and 16 columns of B are 8 registers; then 1 for ones, 2 sums, 1 of A, 1 start, 1 product.
+// A row takes 8 x (vpmaddubsw, vpaddw), 2 x (vpmaddwd by ones, vpaddd) and 5 broadcasts for 256
+// multiply-adds, 10 of which need the two multiplying ports; with a vpmaddwd to each vpmaddubsw it
+// would be 16. The sums of 32 bits stay in L1.
+//
+// Measured on a Zen 4 core of 3.7 GHz. In registers alone: 8 products and what belongs to them take
+// 6.3 cycles (300 GOP/s), 8 x (vpmaddubsw, vpmaddwd, vpaddd) take 8 (236). The kernel, rows
+// prepared each time, Gaussian rows and weights, M = 128 and 512: 180 to 195 at K = 384, 215 at
+// 768, 240 at 3072, 255 at 11008. Slow: uniform weights, whose norms are large for their range
+// (160), and rows as after GELU at small K (145 at 384), where a fifth of the groups are in r.
 //
 // Rows are widened instead, and multiplied by vpmaddwd, where splitting does not pay: fewer than
-// kLeastSplitRows, a K too long for a block of as many, more rests than one for four groups.
-// Overflow: int32 arithmetic modulo 2^32, exact because the true sum fits; vpmaddwd sums are at
-// most 2 * 128 * 128.
+// kLeastSplitRows, or more rests than one for four groups. Overflow: int32 arithmetic modulo 2^32,
+// exact because the true sum fits; vpmaddwd sums are at most 2 * 128 * 128.
 #include <algorithm>
-#include <iterator>
-#include <numeric>
 
 #include "cpu/gemm_s8s8s32/epilogue.h"
-#include "cpu/vec/avx2.h"
+#include "cpu/gemm_s8s8s32/x86_avx2_split.h"
 
 namespace fastinfer::cpu {
 
 namespace {
 
-constexpr int64_t kSliceK = 512, kMostRows = 256;
-constexpr int64_t kSplitBytes = 128 << 10, kSplitSliceK = 768, kLeastSplitRows = 4,
-                  kMostRests = 8192;
+constexpr int64_t kSliceK = 512, kLeastSplitRows = 4;
+
+// Sums of 8 products fit in 16 bits where the norms say that |d| |b| < 2^15.
+constexpr int64_t kMostProduct = int64_t(32767) * 32767 / kNormUnit;
 
 inline __m256i widen(const int8_t* p) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -107,9 +119,9 @@ void wide_tiles(const int8_t* a, int64_t lda_bytes, int64_t rows, const void* b,
   if (rows - m == 1) wide_tile<1, kWide>(a + m * lda_bytes, lda_bytes, b, k_count, sums + m * 16);
 }
 
-// Rows [row, row + rows), at most kMostRows, widened to int16.
+// Rows [row, row + rows), at most kBlockRows, widened to int16.
 void widened_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows) {
-  alignas(64) int32_t sums[kMostRows * 16];
+  alignas(64) int32_t sums[kBlockRows * 16];
   alignas(64) int16_t wide[kSliceK * 16];
   const int8_t* a = p.a + row * p.k_pad;
   for (int64_t n = 0; n < p.n; n += kPanelColumns) {
@@ -130,201 +142,247 @@ void widened_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
   }
 }
 
-// A piece of r: 4 along K.
-struct Rest {
-  int32_t group;
-  int32_t r;
+inline __m256i broadcast_four(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return _mm256_set1_epi32(four);
+}
+
+inline __m256i load_sums(const int32_t* p) {
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+}
+
+inline void store_sums(int32_t* p, __m256i v) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(p), v);
+}
+
+// sums[i * 16 + c] = c sum b - 128 sum r, for all rows and one panel.
+void start_sums(const SplitRows& s, const int32_t* compensation, int32_t* sums) {
+  // The compensation is -128 * sum b.
+  const __m256i low = _mm256_srai_epi32(load_bytes(compensation), 7);
+  const __m256i high = _mm256_srai_epi32(load_bytes(compensation + 8), 7);
+  for (int64_t i = 0; i < s.rows; ++i, sums += 16) {
+    const __m256i mean = _mm256_set1_epi32(s.mean[i]), start = _mm256_set1_epi32(s.rest_start[i]);
+    store_sums(sums, _mm256_sub_epi32(start, _mm256_mullo_epi32(mean, low)));
+    store_sums(sums + 8, _mm256_sub_epi32(start, _mm256_mullo_epi32(mean, high)));
+  }
+}
+
+// sums += the rests of a slice of K, whose b + 128 is b_u8; row i has rests[first[i]] to
+// rests[first[i + 1] - 1].
+void add_rests(const SplitRows& s, const int32_t* first, const uint8_t* b_u8, int32_t* sums) {
+  const __m256i ones_s16 = _mm256_set1_epi16(1);
+  for (int64_t i = 0; i < s.rows; ++i, sums += 16) {
+    __m256i low_s32 = load_sums(sums), high_s32 = load_sums(sums + 8);
+    for (int32_t t = first[i]; t < first[i + 1]; ++t) {
+      const uint8_t* b = b_u8 + s.groups[t];
+      const __m256i r_s8 = _mm256_set1_epi32(s.rests[t]);
+      const __m256i low_s16 = _mm256_maddubs_epi16(load_bytes(b), r_s8);
+      const __m256i high_s16 = _mm256_maddubs_epi16(load_bytes(b + 32), r_s8);
+      low_s32 = _mm256_add_epi32(low_s32, _mm256_madd_epi16(low_s16, ones_s16));
+      high_s32 = _mm256_add_epi32(high_s32, _mm256_madd_epi16(high_s16, ones_s16));
+    }
+    store_sums(sums, low_s32);
+    store_sums(sums + 8, high_s32);
+  }
+}
+
+// Of 16 of K and one panel, for k % 4 < 2 and k % 4 >= 2: no column has a sum of the squares of b
+// that is more.
+struct Squares {
+  int32_t pair[2];
 };
 
-constexpr int64_t kMostPieces = 3;  // of one group: |a - c| <= 255 < 64 + 3 * 64
-
-struct SplitRows {
-  alignas(64) int8_t d[kSplitBytes];  // k_pad bytes a row
-  int32_t sum[kMostRows];             // of a
-  int32_t mean[kMostRows];            // c
-  int32_t first[kMostRows + 1];       // row i has rests[first[i]] to rests[first[i + 1] - 1]
-  Rest rests[kMostRests];
-};
-
-int32_t row_sum(const int8_t* a, int64_t k_pad) {
-  __m256i sums_s32 = _mm256_setzero_si256();
-  for (int64_t k = 0; k < k_pad; k += 32) {
-    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + k));
-    const __m256i pairs_s16 = _mm256_maddubs_epi16(_mm256_set1_epi8(1), v);
-    sums_s32 = _mm256_add_epi32(sums_s32, _mm256_madd_epi16(pairs_s16, _mm256_set1_epi16(1)));
+// b_u8 = b + 128 of 16 of K and one panel.
+Squares copy_b(const int8_t* b, uint8_t* b_u8) {
+  __m256i squares[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m256i v = load_bytes(b + i * 32);
+    squares[i % 2] = _mm256_adds_epu16(squares[i % 2], square_pairs(v));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(b_u8 + i * 32),
+                       _mm256_xor_si256(v, _mm256_set1_epi8(-128)));
   }
-  alignas(32) int32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums_s32);
-  return std::accumulate(lanes, lanes + 8, 0);
+  const __m256i most = _mm256_max_epu16(squares[0], squares[1]);
+  __m128i four = _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+  four = _mm_max_epu16(four, _mm_shuffle_epi32(four, 0x4e));
+  four = _mm_max_epu16(four, _mm_shuffle_epi32(four, 0xb1));
+  const auto up = [](int sum) { return sum == 65535 ? 8 * 128 * 128 : sum; };
+  return {{up(_mm_extract_epi16(four, 0)), up(_mm_extract_epi16(four, 1))}};
 }
 
-// Appends the pieces of r of the group of 4 at a.
-void append_rests(const int8_t* a, int32_t mean, int32_t group, SplitRows* s, int32_t* count) {
-  int32_t left[4];
-  for (int i = 0; i < 4; ++i) left[i] = a[i] - mean - std::clamp(a[i] - mean, -64, 64);
-  while ((left[0] | left[1] | left[2] | left[3]) != 0) {
-    int8_t piece[4];
-    for (int i = 0; i < 4; ++i) {
-      piece[i] = int8_t(std::clamp(left[i], -64, 64));
-      left[i] -= piece[i];
+// acc += pairs of products of b and d, 16 bits a lane, wrapping round. In assembly for the same
+// reason as multiply_add.
+inline void multiply_add_pairs(__m256i& acc_s16, __m256i b_u8, __m256i d_s8) {
+  __m256i product;
+  __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+          : "+x"(acc_s16), "=&x"(product)
+          : "x"(b_u8), "x"(d_s8));
+}
+
+// start + those pairs.
+inline __m256i first_pairs(__m256i start_s16, __m256i b_u8, __m256i d_s8) {
+  __m256i acc_s16;
+  __asm__("vpmaddubsw %3, %2, %0\n\tvpaddw %1, %0, %0"
+          : "=&x"(acc_s16)
+          : "x"(start_s16), "x"(b_u8), "x"(d_s8));
+  return acc_s16;
+}
+
+// sums[i * 16 + c] += 16 of K, for all rows; b is that slice of the panel. Not inlined: 8 registers
+// for B, 1 for ones, 2 for sums, 1 for d, 2 for the start and a product.
+__attribute__((noinline)) void short_sums(const Unit* unit, int64_t rows, const uint8_t* b,
+                                          int32_t* sums) {
+  __m256i b_u8[4][2];
+#pragma GCC unroll 4
+  for (int step = 0; step < 4; ++step) {
+    b_u8[step][0] = load_bytes(b + step * 64);
+    b_u8[step][1] = load_bytes(b + step * 64 + 32);
+  }
+  __m256i ones_s16 = _mm256_set1_epi16(1);
+  __asm__("" : "+x"(ones_s16));
+  const Unit* const end = unit + rows;
+#pragma GCC unroll 2
+  for (; unit != end; ++unit, sums += 16) {
+    const __m256i start_s16 = _mm256_set1_epi32(unit->start);
+    const __m256i d_s8 = broadcast_four(unit->d);
+    __m256i low_s16 = first_pairs(start_s16, b_u8[0][0], d_s8);
+    __m256i high_s16 = first_pairs(start_s16, b_u8[0][1], d_s8);
+#pragma GCC unroll 3
+    for (int step = 1; step < 4; ++step) {
+      const __m256i next_s8 = broadcast_four(unit->d + step * 4);
+      multiply_add_pairs(low_s16, b_u8[step][0], next_s8);
+      multiply_add_pairs(high_s16, b_u8[step][1], next_s8);
     }
-    Rest& rest = s->rests[(*count)++];
-    rest.group = group;
-    std::memcpy(&rest.r, piece, 4);
+    store_sums(sums, _mm256_add_epi32(_mm256_madd_epi16(low_s16, ones_s16), load_sums(sums)));
+    store_sums(sums + 8,
+               _mm256_add_epi32(_mm256_madd_epi16(high_s16, ones_s16), load_sums(sums + 8)));
   }
 }
 
-// Returns false if there are too many rests.
-bool split(const int8_t* a, int64_t rows, int64_t k_pad, SplitRows* s) {
-  const __m256i zero = _mm256_setzero_si256();
-  const int64_t most = std::min(kMostRests - 8 * kMostPieces, rows * k_pad / 16);
-  int32_t count = 0;
-  s->first[0] = 0;
-  for (int64_t i = 0; i < rows; ++i, a += k_pad) {
-    s->sum[i] = row_sum(a, k_pad);
-    s->mean[i] = s->sum[i] / int32_t(k_pad);
-    const __m256i c = _mm256_set1_epi8(int8_t(s->mean[i]));
-    for (int64_t k = 0; k < k_pad; k += 32) {
-      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + k));
-      __m256i d = _mm256_subs_epi8(v, c);
-      const __m256i saturated = _mm256_xor_si256(d, _mm256_sub_epi8(v, c));
-      const __m256i pairs_s16 = _mm256_maddubs_epi16(_mm256_set1_epi8(1), d);
-      const __m256i over = _mm256_or_si256(
-          saturated, _mm256_cmpgt_epi16(_mm256_abs_epi16(pairs_s16), _mm256_set1_epi16(128)));
-      if (!_mm256_testz_si256(over, over)) {
-        const __m256i fits = _mm256_cmpeq_epi32(over, zero);
-        const __m256i clamped =
-            _mm256_min_epi8(_mm256_max_epi8(d, _mm256_set1_epi8(-64)), _mm256_set1_epi8(64));
-        d = _mm256_blendv_epi8(clamped, d, fits);
-        unsigned bits = ~unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(fits))) & 0xff;
-        for (; bits != 0; bits &= bits - 1) {
-          const int32_t group = int32_t(k / 4) + __builtin_ctz(bits);
-          append_rests(a + group * 4, s->mean[i], group, s, &count);
-        }
-        if (count > most) return false;
-      }
-      _mm256_store_si256(reinterpret_cast<__m256i*>(s->d + i * k_pad + k), d);
-    }
-    s->first[i + 1] = count;
-  }
-  return true;
-}
-
-// 8 columns of 4 along K: b + 128.
-inline __m256i load_u8(const int8_t* p) {
-  return _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
-                          _mm256_set1_epi8(-128));
-}
-
-// sums[i * 16 + c] = c sum (b + 128) - 128 sum a, for all rows and one panel.
-void start_sums(const SplitRows& s, int64_t rows, int64_t k_pad, const int32_t* compensation,
-                int32_t* sums) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const __m256i mean = _mm256_set1_epi32(s.mean[i]);
-    const __m256i start = _mm256_set1_epi32(128 * (s.mean[i] * int32_t(k_pad) - s.sum[i]));
-    for (int j = 0; j < 16; j += 8) {
-      // The compensation is -128 * sum b.
-      const __m256i minus_b = _mm256_srai_epi32(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(compensation + j)), 7);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(sums + i * 16 + j),
-                         _mm256_sub_epi32(start, _mm256_mullo_epi32(mean, minus_b)));
-    }
-  }
-}
-
-// acc += four products of a and b in each lane. In assembly for the same reason as multiply_add.
-inline void multiply_add_fours(__m256i& acc_s32, __m256i b_u8, __m256i a_s8, __m256i ones_s16) {
+// acc += four products of b and d in each lane. In assembly for the same reason as multiply_add.
+inline void multiply_add_fours(__m256i& acc_s32, __m256i b_u8, __m256i d_s8, __m256i ones_s16) {
   __m256i product;
   __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
           : "+x"(acc_s32), "=&x"(product)
-          : "x"(b_u8), "x"(a_s8), "x"(ones_s16));
+          : "x"(b_u8), "x"(d_s8), "x"(ones_s16));
 }
 
-// sums += the rests of all rows in groups [begin, end), whose b + 128 is b. Row i has got to
-// cursor[i].
-void add_rests(const SplitRows& s, int64_t rows, int64_t begin, int64_t end, const uint8_t* b,
-               int32_t* cursor, int32_t* sums) {
-  const __m256i ones_s16 = _mm256_set1_epi16(1);
-  for (int64_t i = 0; i < rows; ++i, sums += 16) {
-    int32_t t = cursor[i];
-    if (t == s.first[i + 1] || s.rests[t].group >= end) continue;
-    __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums));
-    __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + 8));
-    for (; t < s.first[i + 1] && s.rests[t].group < end; ++t) {
-      const auto* b_u8 = reinterpret_cast<const __m256i*>(b + (s.rests[t].group - begin) * 64);
-      const __m256i r_s8 = _mm256_set1_epi32(s.rests[t].r);
-      multiply_add_fours(low, _mm256_load_si256(b_u8), r_s8, ones_s16);
-      multiply_add_fours(high, _mm256_load_si256(b_u8 + 1), r_s8, ones_s16);
-    }
-    cursor[i] = t;
-    _mm256_store_si256(reinterpret_cast<__m256i*>(sums), low);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 8), high);
+// The same as short_sums, widened at every step: for any norms.
+__attribute__((noinline)) void long_sums(const Unit* unit, int64_t rows, const uint8_t* b,
+                                         int32_t* sums) {
+  __m256i b_u8[4][2];
+#pragma GCC unroll 4
+  for (int step = 0; step < 4; ++step) {
+    b_u8[step][0] = load_bytes(b + step * 64);
+    b_u8[step][1] = load_bytes(b + step * 64 + 32);
   }
-}
-
-// sums[i * 16 + c] += MR rows of d times k_count of K of b + 128.
-template <int MR>
-void split_tile(const int8_t* d, int64_t k_pad, const uint8_t* b, int64_t k_count, int32_t* sums) {
   __m256i ones_s16 = _mm256_set1_epi16(1);
-  __asm__("" : "+x"(ones_s16));  // not to be folded into memory operands
-  __m256i acc_s32[MR][2];
-#pragma GCC unroll 12
-  for (int i = 0; i < MR * 2; ++i) {
-    acc_s32[i / 2][i % 2] = _mm256_load_si256(reinterpret_cast<__m256i*>(sums + i * 8));
-  }
-  for (int64_t k = 0; k < k_count; k += 4, d += 4, b += 64) {
-    const __m256i low_u8 = _mm256_load_si256(reinterpret_cast<const __m256i*>(b));
-    const __m256i high_u8 = _mm256_load_si256(reinterpret_cast<const __m256i*>(b + 32));
-#pragma GCC unroll 6
-    for (int i = 0; i < MR; ++i) {
-      int32_t four;
-      std::memcpy(&four, d + i * k_pad, 4);
-      const __m256i d_s8 = _mm256_set1_epi32(four);
-      multiply_add_fours(acc_s32[i][0], low_u8, d_s8, ones_s16);
-      multiply_add_fours(acc_s32[i][1], high_u8, d_s8, ones_s16);
+  __asm__("" : "+x"(ones_s16));
+  for (const Unit* const end = unit + rows; unit != end; ++unit, sums += 16) {
+    const __m256i start_s32 = _mm256_set1_epi32(unit->wide_start);
+    __m256i low_s32 = _mm256_add_epi32(start_s32, load_sums(sums));
+    __m256i high_s32 = _mm256_add_epi32(start_s32, load_sums(sums + 8));
+#pragma GCC unroll 4
+    for (int step = 0; step < 4; ++step) {
+      const __m256i d_s8 = broadcast_four(unit->d + step * 4);
+      multiply_add_fours(low_s32, b_u8[step][0], d_s8, ones_s16);
+      multiply_add_fours(high_s32, b_u8[step][1], d_s8, ones_s16);
     }
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < MR * 2; ++i) {
-    _mm256_store_si256(reinterpret_cast<__m256i*>(sums + i * 8), acc_s32[i / 2][i % 2]);
+    store_sums(sums, low_s32);
+    store_sums(sums + 8, high_s32);
   }
 }
 
-using SplitTileFn = void (*)(const int8_t*, int64_t, const uint8_t*, int64_t, int32_t*);
-constexpr SplitTileFn kSplitTiles[] = {split_tile<1>, split_tile<2>, split_tile<3>, split_tile<4>,
-                                       split_tile<5>};
-constexpr int64_t kMostTileRows = std::size(kSplitTiles);
+// Puts right what short_sums added to the sums of one row.
+__attribute__((noinline)) void correct_sums(const Unit& unit, const uint8_t* b, int32_t* sums) {
+  const __m256i ones_s16 = _mm256_set1_epi16(1);
+  for (int j = 0; j < 2; ++j, sums += 8, b += 32) {
+    __m256i acc_s32 = _mm256_add_epi32(load_sums(sums), _mm256_set1_epi32(unit.wide_start));
+    __m256i short_s16 = _mm256_set1_epi32(unit.start);
+#pragma GCC unroll 4
+    for (int step = 0; step < 4; ++step) {
+      const __m256i d_s8 = broadcast_four(unit.d + step * 4);
+      const __m256i products_s16 = _mm256_maddubs_epi16(load_bytes(b + step * 64), d_s8);
+      acc_s32 = _mm256_add_epi32(acc_s32, _mm256_madd_epi16(products_s16, ones_s16));
+      short_s16 = _mm256_add_epi16(short_s16, products_s16);
+    }
+    store_sums(sums, _mm256_sub_epi32(acc_s32, _mm256_madd_epi16(short_s16, ones_s16)));
+  }
+}
 
-// Rows [row, row + rows), which `s` holds.
+// Whether no sum of a row with these norms can wrap round.
+inline bool fits(Norm norm, const Squares& squares) {
+  return norm.pair[0] < 255 && norm.pair[1] < 255 &&
+         int64_t(norm.pair[0]) * squares.pair[0] <= kMostProduct &&
+         int64_t(norm.pair[1]) * squares.pair[1] <= kMostProduct;
+}
+
+// sums[i * 16 + c] += 16 of K, where sums of 16 bits may wrap round: such rows are done, or
+// corrected, by long_sums.
+void checked_sums(const Unit* unit, const Norm* norms, const Squares& squares, int64_t rows,
+                  const uint8_t* b, int32_t* sums) {
+  Norm most;
+  for (int i = 0; i < 2; ++i) {
+    most.pair[i] = uint8_t(std::min<int64_t>(kMostProduct / std::max(squares.pair[i], 1), 254));
+  }
+  int16_t most_pair;
+  std::memcpy(&most_pair, &most, 2);
+  const __m256i most_u8 = _mm256_set1_epi16(most_pair);
+  uint32_t over[kBlockRows / kNormRows];  // two bits a row
+  int count = 0;
+  for (int64_t i = 0; i < rows; i += kNormRows) {
+    const __m256i v = load_bytes(norms + i);
+    const __m256i row_fits = _mm256_cmpeq_epi16(_mm256_min_epu8(v, most_u8), v);
+    over[i / kNormRows] = ~uint32_t(_mm256_movemask_epi8(row_fits)) & 0x55555555;
+    count += __builtin_popcount(over[i / kNormRows]);
+  }
+  if (count > rows / 6) return long_sums(unit, rows, b, sums);
+  short_sums(unit, rows, b, sums);
+  for (int64_t i = 0; i < rows; i += kNormRows) {
+    for (uint32_t bits = over[i / kNormRows]; bits != 0; bits &= bits - 1) {
+      const int64_t row = i + __builtin_ctz(bits) / 2;
+      if (row < rows) correct_sums(unit[row], b, sums + row * 16);
+    }
+  }
+}
+
+// Rows [row, row + rows) of p, which are rows [first_row, ...) of `s`.
 void split_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
-                const SplitRows& s) {
-  alignas(64) int32_t sums[kMostRows * 16];
+                const SplitRows& s, int64_t first_row) {
+  alignas(64) int32_t all_sums[kBlockRows * 16];
   alignas(64) uint8_t b[kSplitSliceK * 16];
-  int32_t cursor[kMostRows];
+  Squares squares[kSplitSliceK / 16];
+  int32_t* sums = all_sums + first_row * 16;
   for (int64_t n = 0; n < p.n; n += kPanelColumns) {
     const int8_t* panel = p.panels + n * p.k_pad;
-    start_sums(s, rows, p.k_pad, p.compensation + n, sums);
-    std::copy_n(s.first, rows, cursor);
+    start_sums(s, p.compensation + n, all_sums);
+    const int64_t column_bytes = n * size_of(p.out_dtype);
+    char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column_bytes;
     for (int64_t k = 0; k < p.k_pad; k += kSplitSliceK) {
       const int64_t count = std::min(kSplitSliceK, p.k_pad - k);
-      for (int64_t i = 0; i < count * 16; i += 32) {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(b + i), load_u8(panel + k * 16 + i));
+      for (int64_t i = 0; i < count; i += 16) {
+        squares[i / 16] = copy_b(panel + (k + i) * 16, b + i * 16);
       }
-      add_rests(s, rows, k / 4, (k + count) / 4, b, cursor, sums);
-      // Tiles as equal as they can be. Beside each its share of the next slice, which follows in
-      // memory, is prefetched, and before the epilogue its lines of the output.
-      int64_t tiles = (rows + kMostTileRows - 1) / kMostTileRows;
-      const int64_t share = count * 16 / tiles;
+      add_rests(s, s.first + k / kSplitSliceK * s.rows, b, all_sums);
+      // Beside each 16 of K as many of the next slice, which follows in memory, are prefetched,
+      // and before the epilogue a share of its lines of the output.
       const int8_t* next = panel + (k + count) * 16;
-      for (int64_t i = 0; tiles > 0; --tiles, next += share) {
-        const int64_t mr = (rows - i + tiles - 1) / tiles;
-        for (int64_t at = 0; at < share; at += 64) _mm_prefetch(next + at, _MM_HINT_T1);
-        const char* out = static_cast<const char*>(p.out) + (row + i) * p.out_ld_bytes;
-        for (int64_t r = 0; r < mr && k + count == p.k_pad; ++r, out += p.out_ld_bytes) {
-          _mm_prefetch(out + n * size_of(p.out_dtype), _MM_HINT_T0);
+      const int64_t share = k + count < p.k_pad ? 0 : (rows * 16 + count - 1) / count;
+      int64_t out_row = 0;
+      for (int64_t i = 0; i < count; i += 16, next += 256) {
+        for (int line = 0; line < 256; line += 64) _mm_prefetch(next + line, _MM_HINT_T1);
+        for (const int64_t end = std::min(rows, out_row + share); out_row < end; ++out_row) {
+          _mm_prefetch(out + out_row * p.out_ld_bytes, _MM_HINT_T0);
         }
-        kSplitTiles[mr - 1](s.d + i * p.k_pad + k, p.k_pad, b, count, sums + i * 16);
-        i += mr;
+        const int64_t at = (k + i) / 16;
+        const Unit* unit = s.units + at * s.rows + first_row;
+        if (fits(s.most_norm[at], squares[i / 16])) {
+          short_sums(unit, rows, b + i * 16, sums);
+        } else {
+          checked_sums(unit, s.norms + at * s.norm_stride + first_row, squares[i / 16], rows,
+                       b + i * 16, sums);
+        }
       }
     }
     epilogue(p, sums, 16, row, rows, n, std::min<int64_t>(16, p.n - n));
@@ -333,19 +391,33 @@ void split_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
 
 }  // namespace
 
-void gemm_s8s8s32_5x16x4_avx2(const GemmS8S8S32& p) {
+int64_t gemm_s8s8s32_avx2_prepared_bytes(int64_t m, int64_t k_pad) {
+  const int64_t whole = m / kBlockRows * SplitRows(nullptr, kBlockRows, k_pad).bytes;
+  return whole + SplitRows(nullptr, m % kBlockRows, k_pad).bytes;
+}
+
+void gemm_s8s8s32_avx2_prepare(const int8_t* a, int64_t m, int64_t k_pad, void* prepared) {
+  char* memory = static_cast<char*>(prepared);
+  for (int64_t i = 0; i < m; i += kBlockRows) {
+    SplitRows s(memory, std::min(kBlockRows, m - i), k_pad);
+    *s.is_split = k_pad > 0 && s.rows >= kLeastSplitRows && split(a + i * k_pad, k_pad, &s);
+    memory += s.bytes;
+  }
+}
+
+void gemm_s8s8s32_1x16x16_avx2(const GemmS8S8S32& p) {
   const EpilogueFn epilogue = select_epilogue<Avx2Vec>(p);
-  const int64_t fit = std::min(kMostRows, kSplitBytes / std::max<int64_t>(p.k_pad, 1));
-  SplitRows s;
-  for (int64_t m = 0; m < p.m;) {
-    int64_t rows = std::min(fit, p.m - m);
-    if (p.k_pad > 0 && rows >= kLeastSplitRows && split(p.a + m * p.k_pad, rows, p.k_pad, &s)) {
-      split_rows(p, epilogue, m, rows, s);
+  const int64_t block_bytes = SplitRows(nullptr, kBlockRows, p.k_pad).bytes;
+  for (int64_t m = 0, rows; m < p.m; m += rows) {
+    const int64_t at = p.prepared_row + m, first_row = at % kBlockRows, block = at - first_row;
+    rows = std::min(kBlockRows - first_row, p.m - m);
+    const SplitRows s(static_cast<char*>(p.prepared) + block / kBlockRows * block_bytes,
+                      std::min(kBlockRows, p.prepared_rows - block), p.k_pad);
+    if (*s.is_split) {
+      split_rows(p, epilogue, m, rows, s, first_row);
     } else {
-      rows = std::min(kMostRows, p.m - m);
       widened_rows(p, epilogue, m, rows);
     }
-    m += rows;
   }
 }
 
