@@ -20,9 +20,9 @@
 //               the keys with s[i,j] != -Inf
 //   out[i,d] = fma(o[i,d], 1 / sum_x l[i,x], 0)    x by halves: x + 8, x + 4, x + 2, x + 1
 //
-// exp is that of vec/math.h (never below exp(-87), so p = 0 means a hidden key). Every step rounds
-// to float once, in this order, and no row depends on another: the bits are the same for every
-// kernel, task size and thread count.
+// exp is exp_nonpositive of vec/math.h (never below exp(-87), so p = 0 means a hidden key). Every
+// step rounds to float once, in this order, and no row depends on another: the bits are the same
+// for every kernel, task size and thread count.
 //
 // In pairs of bfloat16: a kernel that multiplies bfloat16 two at a time (AttentionKernel::pairs)
 // takes bfloat16 inputs another way. Written as above, with the differences alone:
@@ -30,7 +30,7 @@
 //   dot2(c, a, b) = c + a[0] b[0] + a[1] b[1]    to float, as the instruction rounds; subnormal
 //                                                numbers count as zero
 //   s[i,j]  = scale * sum_d q[i,d] k[j,d]        by dot2 over d, d + 1, from 0, d ascending; + mask
-//   p[i,j]  = bf16(2^max((s[i,j] - u) log2 e, -126)), or 0 where s[i,j] = -Inf
+//   p[i,j]  = bf16(2^max((s[i,j] - u) log2 e, -125)), or 0 where s[i,j] = -Inf
 //   l[i,x]  = fma(l[i,x], a, sum of p[i,j] over j / 2 = x (mod 8), j ascending)     x < 8
 //   o[i,d]  = o[i,d] * a, then dot2 of p[i,j], p[i,j+1] and v[j,d], v[j+1,d], j ascending
 //

@@ -18,6 +18,8 @@ constexpr int64_t kGroup = 6;        // rows of a register tile, at most
 constexpr int64_t kBlockGroups = 8;  // groups of a block of rows, whose scores are in scratch
 constexpr int64_t kScoreStride = kKeyBlock + kUnit;  // not a power of two: spreads over cache sets
 
+constexpr int64_t kRowsAhead = 32;  // rows of q, k, v and out are asked for before their turn
+
 inline int64_t round_up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // One row of a task: keys [begin, end) are visible as far as causal and window go.

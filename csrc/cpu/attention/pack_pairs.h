@@ -12,11 +12,12 @@ namespace {
 template <class T>
 void pack_q_pairs(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t rows) {
   for (int64_t r = 0; r < rows; ++r) {
-    const char* q = static_cast<const char*>(p.q) + t.batch * p.q_stride.batch +
-                    b.rows[r].head * p.q_stride.head + b.rows[r].query * p.q_stride.row;
+    const char* q = query_at(p, t, b, r);
+    const char* ahead = query_at(p, t, b, std::min(r + kRowsAhead, rows - 1));
     float* to = b.q + r * b.head_pad / 2;
     for (int64_t d = 0; d < p.head_dim; d += 2 * T::width) {
       const int n = int(std::min<int64_t>(2 * T::width, p.head_dim - d));
+      __builtin_prefetch(ahead + 2 * d);
       T::store(to + d / 2, DType::f32, T::load_pairs(q + 2 * d, n));
     }
   }
@@ -38,6 +39,7 @@ void pack_k_pairs(const Attention& p, const AttentionTask& t, const Buffers& b, 
 #pragma GCC unroll 16
       for (int i = 0; i < kW; ++i) {
         lanes[i] = j + i < n ? T::load_pairs(k + (j + i) * step + 2 * d, wide) : T::set1(0.0f);
+        __builtin_prefetch(k + (j + i + kRowsAhead) * step + 2 * d);
       }
       T::transpose(lanes);
 #pragma GCC unroll 16
@@ -67,6 +69,8 @@ bool pack_v_pairs(const Attention& p, const AttentionTask& t, const Buffers& b, 
         const int wide = int(std::clamp<int64_t>(p.head_dim - d, 0, T::width));
         const auto x =
             T::interleave(row + 2 * d, j < n ? wide : 0, row + step + 2 * d, j + 1 < n ? wide : 0);
+        __builtin_prefetch(row + kRowsAhead * step + 2 * d);
+        __builtin_prefetch(row + (kRowsAhead + 1) * step + 2 * d);
         poison = T::dot(x, T::set1(0.0f), poison);
         T::store(to, DType::f32, x);
       }

@@ -124,19 +124,22 @@ void block_of_rows(const Attention& p, const Buffers& b, int64_t g_begin, int64_
   }
 }
 
+inline char* out_at(const Attention& p, const AttentionTask& t, const Row& row) {
+  return static_cast<char*>(p.out) + t.batch * p.out_stride.batch + row.head * p.out_stride.head +
+         row.query * p.out_stride.row;
+}
+
 // out = o * (1 / l) + 0 for one row.
 template <class T, DType kType>
-void finish_row(const Attention& p, const AttentionTask& t, const Row& row, const float* o,
-                float* l) {
+void finish_row(const Attention& p, const float* o, float* l, char* out, const char* ahead) {
   for (int half = 8; half > 0; half /= 2) {
     for (int x = 0; x < half; ++x) l[x] += l[x + half];
   }
   const auto inverse = T::set1(1.0f / (l[0] == 0.0f ? 1.0f : l[0]));  // 0: a row that sees no key
-  char* out = static_cast<char*>(p.out) + t.batch * p.out_stride.batch +
-              row.head * p.out_stride.head + row.query * p.out_stride.row;
   const int64_t head_dim = p.head_dim;
   for (int64_t d = 0; d < head_dim; d += T::width) {
     const int n = int(std::min<int64_t>(T::width, head_dim - d));
+    __builtin_prefetch(ahead + d * size_of(kType), 1);
     T::store(out + d * size_of(kType), kType, T::fma(T::load(o + d), inverse, T::set1(0.0f)), n);
   }
 }
@@ -171,7 +174,9 @@ void attention_rows(const Attention& p, const AttentionTask& t) {
   }
   with_dtype(p.dtype, [&](auto type) {
     for (int64_t r = 0; r < rows; ++r) {
-      finish_row<T, decltype(type)::value>(p, t, b.rows[r], b.o + r * b.head_pad, b.l + r * 16);
+      const char* ahead = out_at(p, t, b.rows[std::min(r + kRowsAhead, rows - 1)]);
+      finish_row<T, decltype(type)::value>(p, b.o + r * b.head_pad, b.l + r * 16,
+                                           out_at(p, t, b.rows[r]), ahead);
     }
   });
 }

@@ -1,0 +1,47 @@
+"""Calling what torch.compile made of a function, without its entry.
+
+The wrapper that torch.compile puts around a function saves and restores a dozen pieces of global
+state, so that compiling cannot disturb them: 50 us a call. Once the code for a call exists, only
+what decides whether it fits is needed: the guards.
+"""
+
+from collections.abc import Callable
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+
+
+class CompiledCode:
+    """The compiled code of a function whose locals are `args` and `kwargs`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        assert isinstance(function, FunctionType)
+        self._function = function
+        self._whole: dict[
+            int, tuple[CodeType, bool]
+        ] = {}  # by id; holding the code keeps it unique
+        names = function.__code__.co_freevars
+        cells = function.__closure__ or ()
+        self._free = {n: cell.cell_contents for n, cell in zip(names, cells, strict=True)}
+
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
+        """What to call with `args` and `kwargs`, if code for them exists and all of it is compiled:
+        its guards have been checked."""
+        if torch._dynamo.eval_frame._stance.stance != "default":  # torch.compiler.set_stance
+            return None
+        given = {**self._free, "args": args, "kwargs": kwargs}
+        for entry in _debug_get_cache_entry_list(self._function.__code__):
+            if entry.guard_manager.check(given):
+                return self._call(entry.code)
+        return None
+
+    def _call(self, code: CodeType) -> Callable[..., Any] | None:
+        found = self._whole.get(id(code))
+        if found is None:
+            # After a graph break the rest is a function of its own, for torch.compile to find.
+            whole = not any(name.startswith("__resume_at") for name in code.co_names)
+            self._whole[id(code)] = found = (code, whole)
+        f = self._function
+        return FunctionType(code, f.__globals__, closure=f.__closure__) if found[1] else None
