@@ -192,10 +192,10 @@ def test_calls_that_fit_pass_by_the_entry_of_torch_compile(monkeypatch):
         assert torch.equal(model(x), entry(x))
     assert torch.equal(model(input=x), entry(x))
     assert entered == [1]  # a keyword is another way to call
-    model.train()
-    model(x)
+    handle = model[1].register_forward_hook(lambda module, args, output: 0 * output)
+    same(model(x)[0, 0], model[2].bias.detach())
     assert entered == [1, 1]
-    model.eval()
+    handle.remove()
     with torch.compiler.set_stance("force_eager"):
         same(model(x), entry(x))
     assert entered == [1, 1, 1]
@@ -225,5 +225,5 @@ def test_graph_breaks_stay_fused():
     fusion = fuse_(model)
     for _ in range(3):
         same(model(x), want)
-    assert [g.fused["norm"] for g in fusion.graphs] == [1, 1]
+    assert [sum(g.fused.values()) for g in fusion.graphs] == [1, 1]
     assert model._compiled_call_impl._code.find((x,), {}) is None

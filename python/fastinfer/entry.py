@@ -40,8 +40,11 @@ class CompiledCode:
     def _call(self, code: CodeType) -> Callable[..., Any] | None:
         found = self._whole.get(id(code))
         if found is None:
-            # After a graph break the rest is a function of its own, for torch.compile to find.
-            whole = not any(name.startswith("__resume_at") for name in code.co_names)
+            # At a graph break the code calls plain functions, parts of which torch.compile would
+            # have to find: those before it, and one that goes on after it.
+            names = code.co_names
+            whole = any(name.startswith("__compiled_fn") for name in names)
+            whole = whole and not any("resume" in name for name in names)
             self._whole[id(code)] = found = (code, whole)
         f = self._function
         return FunctionType(code, f.__globals__, closure=f.__closure__) if found[1] else None

@@ -81,6 +81,8 @@ inline bool mask_shows(const Attention& p, const char* mask, int64_t begin, int6
 //   begin[group]                     first row of a group, and the number of rows at the end
 //   units[group][panel]              units of a panel that some row of the group sees, from the
 //                                    first on
+// In pairs of bfloat16, q is not scaled, and a lane of q, k, v and p holds two elements: d and d +
+// 1, or keys j and j + 1. So there are half as many along d or j, at the begin of the same buffers.
 struct Buffers {
   float *q, *o, *l, *m, *k, *v, *s;
   Row* rows;

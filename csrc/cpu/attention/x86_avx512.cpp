@@ -8,9 +8,9 @@
 // Measured on a Cascade Lake core that was not idle, D = 64: 0.66 of the peak at 512 tokens of one
 // head, 0.55 at 128; the tiles alone take the time of the multiply-adds at the peak. On Zen 4,
 // which does one vfmadd231ps of 512 bits a cycle, AVX-512, 8 x 12 heads of 512 tokens, D = 64: 0.77
-// of the peak on one core, 0.76 on two. Of the time, 78 % is in the tiles, 11 % in softmax, 11 % in
-// reading rows that lie a page apart and in writing such rows. Slow: few rows, where packing and
-// the tiles of less than 6 rows show.
+// of the peak on one core, 0.76 on two. Of the time sampled, 80 %
+// is in the tiles and a tenth in softmax.
+// Slow: few rows, where packing and the tiles of less than 6 rows show.
 #include "cpu/attention/x86_avx512.h"
 
 #include "cpu/attention/rows.h"
