@@ -1,7 +1,7 @@
 """Calling what torch.compile made of a function, without its entry.
 
 The wrapper that torch.compile puts around a function saves and restores a dozen pieces of global
-state, so that compiling cannot disturb them: 50 us a call. Once the code for a call exists, only
+state, so that compiling cannot disturb them: some 40 us a call. Once the code for a call exists, only
 what decides whether it fits is needed: the guards.
 """
 
