@@ -1,8 +1,8 @@
 """Calling what torch.compile made of a function, without its entry.
 
 The wrapper that torch.compile puts around a function saves and restores a dozen pieces of global
-state, so that compiling cannot disturb them: some 40 us a call. Once the code for a call exists, only
-what decides whether it fits is needed: the guards.
+state, so that compiling cannot disturb them: some 40 us a call. Once the code for a call exists,
+only what decides whether it fits is needed: the guards.
 """
 
 from collections.abc import Callable
