@@ -25,6 +25,7 @@ LEVELS = {"L2": 1 << 20, "L3": 64 << 20, "DRAM": 1 << 30}  # bytes that each thr
 # The loop that bounds the kernels of an instruction set.
 LOOP_OF_ISA = {
     "amx": "amx_int8",
+    "avx512bf16": "avx512_vnni",
     "avx512vnni": "avx512_vnni",
     "avxvnni": "avx512_vnni",
     "avx2": "avx2_madd",

@@ -9,6 +9,7 @@ set(FASTINFER_ISA_TABLE
   "avx512|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
   "avx512vnni|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
   "avx512bitalg|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mavx512bitalg -mavx512vpopcntdq -mpopcnt -mprefer-vector-width=512"
+  "avx512bf16|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mprefer-vector-width=512"
   "amx|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mamx-tile -mamx-int8 -mprefer-vector-width=512"
   "neon|arm|-march=armv8-a"
   "neondot|arm|-march=armv8.2-a+dotprod"

@@ -177,3 +177,53 @@ def test_generate():
     assert torch.equal(model.generate(ids, **options), original.generate(ids, **options))
     assert fusion.fused["attention"] == 1
     assert len(fusion.graphs) <= 4, "one for the prompt, one for its continuation, sizes as symbols"
+
+
+@torch.inference_mode()
+def test_calls_that_fit_pass_by_the_entry_of_torch_compile(monkeypatch):
+    model, x = make("mlp"), torch.randn(2, 5, 64)
+    fuse_(model)
+    want, entered = model(x), []
+    call = model._compiled_call_impl
+    entry = call._compiled
+    monkeypatch.setattr(call, "_compiled", lambda *a, **k: entered.append(1) or entry(*a, **k))
+    for size in ((2, 5, 64), (4, 9, 64)):
+        x = torch.randn(size)
+        assert torch.equal(model(x), entry(x))
+    assert torch.equal(model(input=x), entry(x))
+    assert entered == [1]  # a keyword is another way to call
+    handle = model[1].register_forward_hook(lambda module, args, output: 0 * output)
+    same(model(x)[0, 0], model[2].bias.detach())
+    assert entered == [1, 1]
+    handle.remove()
+    with torch.compiler.set_stance("force_eager"):
+        same(model(x), entry(x))
+    assert entered == [1, 1, 1]
+    torch._dynamo.reset()
+    assert torch.equal(model(x), entry(x))
+    assert entered == [1, 1, 1, 1]
+    assert want.shape == (2, 5, 64)
+
+
+class Broken(nn.Module):
+    """A model that torch.compile takes in two parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x):
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return self.second(x) + 1
+
+
+@torch.inference_mode()
+def test_graph_breaks_stay_fused():
+    model, x = Broken().eval(), torch.randn(3, 8)
+    want = model(x)
+    fusion = fuse_(model)
+    for _ in range(3):
+        same(model(x), want)
+    assert [sum(g.fused.values()) for g in fusion.graphs] == [1, 1]
+    assert model._compiled_call_impl._code.find((x,), {}) is None

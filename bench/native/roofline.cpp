@@ -41,6 +41,8 @@ double since(Clock::time_point start) {
 FASTINFER_CHAINS(vnni_loop, "avx512f,avx512vnni", __m512i, _mm512_set1_epi8(3),
                  "vpdpbusd %1, %1, %0")
 FASTINFER_CHAINS(fma512_loop, "avx512f", __m512, _mm512_set1_ps(0.5f), "vfmadd231ps %1, %1, %0")
+FASTINFER_CHAINS(bf16_loop, "avx512f,avx512bf16", __m512, _mm512_set1_ps(0.5f),
+                 "vdpbf16ps %1, %1, %0")
 FASTINFER_CHAINS(fma256_loop, "avx2,fma", __m256, _mm256_set1_ps(0.5f), "vfmadd231ps %1, %1, %0")
 // vpmaddwd and the add that follows it: what int8 costs where there is no VNNI.
 FASTINFER_CHAINS(madd256_loop, "avx2", __m256i, _mm256_set1_epi16(3),
@@ -165,7 +167,7 @@ extern "C" {
 
 // Runs `rounds` rounds of a loop on one core; the operations it did (a multiply-add is two), or 0
 // for an unknown name or an instruction that is missing. Names: "amx_int8", "avx512_vnni",
-// "avx512_fma", "avx2_fma", "avx2_madd".
+// "avx512_bf16", "avx512_fma", "avx2_fma", "avx2_madd".
 double fastinfer_run_loop(const char* name, int64_t rounds) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -177,6 +179,7 @@ double fastinfer_run_loop(const char* name, int64_t rounds) {
   } loops[] = {
       {"amx_int8", amx_permitted(), amx_loop, 4 * 2.0 * 16 * 16 * 64},
       {"avx512_vnni", bool(__builtin_cpu_supports("avx512vnni")), vnni_loop, 12 * 2.0 * 64},
+      {"avx512_bf16", bool(__builtin_cpu_supports("avx512bf16")), bf16_loop, 12 * 2.0 * 32},
       {"avx512_fma", bool(__builtin_cpu_supports("avx512f")), fma512_loop, 12 * 2.0 * 16},
       {"avx2_fma", avx2, fma256_loop, 12 * 2.0 * 8},
       {"avx2_madd", avx2, madd256_loop, 12 * 2.0 * 16},

@@ -22,8 +22,9 @@ bool amx_self_test();
 
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"generic",      "avx2", "avxvnni", "avx512vnni",
-                                           "avx512bitalg", "amx",  "neondot", "neoni8mm"};
+constexpr const char* kNames[kIsaCount] = {"generic",    "avx2",         "avxvnni",
+                                           "avx512vnni", "avx512bitalg", "avx512bf16",
+                                           "amx",        "neondot",      "neoni8mm"};
 
 struct Probe {
   bool ok[kIsaCount] = {};
@@ -93,6 +94,9 @@ Probe probe() {
         avx2 && avx512 && bitalg
             ? nullptr
             : "the CPU or the operating system lacks AVX-512 VNNI, VBMI, BITALG or VPOPCNTDQ");
+  p.set(Isa::avx512bf16, avx2 && avx512 && bit(leaf7_1.a, 5)
+                             ? nullptr
+                             : "the CPU lacks AVX512-BF16 or AVX-512 VNNI");
   p.set(Isa::amx, avx2 && avx512 ? probe_amx(xcr) : "AMX rows need AVX-512 VNNI too");
   p.set(Isa::neondot, "an Arm instruction set");
   p.set(Isa::neoni8mm, "an Arm instruction set");
@@ -104,7 +108,8 @@ Probe probe() {
 Probe probe() {
   Probe p;
   p.set(Isa::generic, nullptr);
-  for (Isa isa : {Isa::avx2, Isa::avxvnni, Isa::avx512vnni, Isa::avx512bitalg, Isa::amx}) {
+  for (Isa isa :
+       {Isa::avx2, Isa::avxvnni, Isa::avx512vnni, Isa::avx512bitalg, Isa::avx512bf16, Isa::amx}) {
     p.set(isa, "an x86 instruction set");
   }
 #if defined(__aarch64__)

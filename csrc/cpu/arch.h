@@ -8,8 +8,18 @@
 namespace fastinfer::cpu {
 
 // In order of preference within an architecture: a later one is faster where it is supported.
-enum class Isa : int { generic, avx2, avxvnni, avx512vnni, avx512bitalg, amx, neondot, neoni8mm };
-constexpr int kIsaCount = 8;
+enum class Isa : int {
+  generic,
+  avx2,
+  avxvnni,
+  avx512vnni,
+  avx512bitalg,
+  avx512bf16,
+  amx,
+  neondot,
+  neoni8mm
+};
+constexpr int kIsaCount = 9;
 
 FASTINFER_API const char* isa_name(Isa isa);
 

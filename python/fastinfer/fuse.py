@@ -16,6 +16,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
+from fastinfer.entry import CompiledCode
 from fastinfer.graph.rewritten import Rewritten
 from fastinfer.observe import call, check_inputs
 from fastinfer.render import Printable
@@ -167,6 +168,7 @@ class _FusedCall:
         # torch.compile keeps what it made, up to a limit, by code object: one for each model.
         run.__code__ = run.__code__.replace()
         self._compiled = torch.compile(run, backend=backend)
+        self._code = CompiledCode(run)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _is_traced() or _has_any_global_hook():
@@ -174,6 +176,9 @@ class _FusedCall:
         if torch.is_grad_enabled():
             self._warn()
             return self._model._call_impl(*args, **kwargs)
+        direct = self._code.find(args, kwargs)
+        if direct is not None:
+            return direct(*args, **kwargs)
         # Sizes of the inputs become symbols at the first trace instead of the second.
         for t in pytree.tree_leaves((args, kwargs)):
             if isinstance(t, Tensor):

@@ -1,4 +1,4 @@
-// Every row of attention/kernels.inc that runs here against the formula in double and the bits of
+// Every row of attention/kernels.inc that runs here against the formula in double or the bits of
 // the generic row, on guarded buffers; then the driver, for every thread count.
 #include <algorithm>
 #include <cmath>
@@ -185,8 +185,9 @@ bool sees(const Inputs& in, int64_t b, int64_t h, int64_t i, int64_t j, double* 
 // sum |qs k| and one of the mask; exp one of its argument and 2 u of its own, or 4 over two blocks
 // (the factor a); sums of n probabilities n roundings, once in l and once in o, each relative to
 // a sum of terms of one sign; the reciprocal, its product and the output
-// one each.
-void check_against_double(const Inputs& in, const std::vector<uint8_t>& out) {
+// one each. In pairs, a score has d + 2, an argument 3 and exp 50 (its polynomial), and
+// probabilities round to bfloat16, in the sum as well.
+void check_against_double(const Inputs& in, const std::vector<uint8_t>& out, bool pairs) {
   const Case& c = in.c;
   const double unit = 0x1p-24;
   const double out_unit = c.dtype == DType::f32 ? unit : c.dtype == DType::bf16 ? 0x1p-8 : 0x1p-11;
@@ -209,7 +210,8 @@ void check_against_double(const Inputs& in, const std::vector<uint8_t>& out) {
             size += std::fabs(term);
           }
           s[size_t(j)] = sum + add[size_t(j)];
-          error[size_t(j)] = unit * (double(c.d + 1) * size * (1 + 1e-3) + std::fabs(s[size_t(j)]));
+          error[size_t(j)] =
+              unit * (double(c.d + 1 + pairs) * size * (1 + 1e-3) + std::fabs(s[size_t(j)]));
           most = std::max(most, s[size_t(j)]);
           least = std::min(least, s[size_t(j)]);
           seen.push_back(j);
@@ -223,7 +225,10 @@ void check_against_double(const Inputs& in, const std::vector<uint8_t>& out) {
         const double n = double(seen.size());
         // Of a probability, relative; twice: in the sum and in the values.
         const double relative =
-            2 * (2 * worst + unit * (2 * (most - least) + 4 + 5 * blocks + n + 4)) + 4 * unit;
+            pairs
+                ? 2.01 * 0x1p-8 +
+                      2 * (2 * worst + unit * (3 * (most - least) + 50 + 5 * blocks + n)) + 4 * unit
+                : 2 * (2 * worst + unit * (2 * (most - least) + 4 + 5 * blocks + n + 4)) + 4 * unit;
         for (int64_t d = 0; d < c.d; ++d) {
           double want = 0, size = 0;
           for (int64_t j : seen) {
@@ -250,21 +255,43 @@ void check_against_double(const Inputs& in, const std::vector<uint8_t>& out) {
   CHECK(close);
 }
 
+// NaN and Inf where the generic row has them.
+void check_poison(const std::vector<uint8_t>& got, const std::vector<uint8_t>& want, DType dtype) {
+  bool same = true;
+  for (size_t i = 0; i < want.size(); i += size_t(size_of(dtype))) {
+    const double a = element(&got[i], dtype), b = element(&want[i], dtype);
+    same = same && std::isnan(a) == std::isnan(b) && std::isinf(a) == std::isinf(b);
+    if (std::isinf(a) && std::isinf(b)) same = same && a == b;
+  }
+  CHECK(same);
+}
+
 void check_case(const AttentionKernel& generic, const AttentionKernel& kernel, const Case& c) {
   results().context = std::string(kernel.name) + " " + text_of(c);
   const Inputs in(c);
   const int64_t all = std::max<int64_t>(1, c.tq * (c.heads / c.kv_heads));
+  const bool pairs = kernel.pairs && c.dtype == DType::bf16;
+  const Inputs poisoned(c, true);
+  const auto nan = poisoned.run(generic, all),
+             got = poisoned.run(kernel, std::min<int64_t>(all, 20));
+  const int64_t count = int64_t(nan.size()) / size_of(c.dtype);
+  if (pairs) {
+    const auto whole = in.run(kernel, all);
+    check_against_double(in, whole, true);
+    CHECK(in.run(kernel, 7) == whole);
+    const auto again = poisoned.run(kernel, all);
+    CHECK(same_elements(got.data(), again.data(), count, c.dtype));
+    check_poison(got, nan, c.dtype);
+    return;
+  }
   const auto want = in.run(generic, all);
   if (kernel.run == generic.run) {
-    check_against_double(in, want);
+    check_against_double(in, want, false);
   } else {
     CHECK(in.run(kernel, all) == want);
     CHECK(in.run(kernel, 7) == want);
   }
-  const Inputs poisoned(c, true);
-  const auto nan = poisoned.run(generic, all),
-             got = poisoned.run(kernel, std::min<int64_t>(all, 20));
-  CHECK(same_elements(got.data(), nan.data(), int64_t(nan.size()) / size_of(c.dtype), c.dtype));
+  CHECK(same_elements(got.data(), nan.data(), count, c.dtype));
 }
 
 std::vector<Case> cases() {
@@ -308,8 +335,7 @@ void threaded(int64_t count, void (*task)(void*, int64_t), void* context) {
 
 void check_driver(const Case& c) {
   const Inputs in(c);
-  int count;
-  const auto want = in.run(attention_kernels(&count)[0], c.tq * (c.heads / c.kv_heads));
+  const auto want = in.run(select_attention(), c.tq * (c.heads / c.kv_heads));
   const auto run = [&](int threads, ParallelFor parallel_for) {
     std::vector<uint8_t> out(size_t(in.out_bytes()));
     Attention p = in.p;
@@ -354,7 +380,12 @@ void test_attention() {
       continue;
     }
     group(kernel.name, [&] {
-      for (const Case& c : cases()) check_case(kernels[0], kernel, c);
+      for (Case c : cases()) {
+        check_case(kernels[0], kernel, c);
+        if (!kernel.pairs || c.dtype == DType::bf16) continue;
+        c.dtype = DType::bf16;
+        check_case(kernels[0], kernel, c);
+      }
     });
     std::printf("row %s %s ran\n", kernel.name, isa_name(kernel.isa));
   }

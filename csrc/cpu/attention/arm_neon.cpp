@@ -13,6 +13,7 @@ namespace {
 
 struct Tile : NeonVec {
   static constexpr int kUnits = 1;
+  static constexpr bool kPairs = false;
 
   static F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static float reduce_max(F a) { return vmaxvq_f32(a); }

@@ -20,14 +20,36 @@
 //               the keys with s[i,j] != -Inf
 //   out[i,d] = fma(o[i,d], 1 / sum_x l[i,x], 0)    x by halves: x + 8, x + 4, x + 2, x + 1
 //
-// exp is that of vec/math.h (never below exp(-87), so p = 0 means a hidden key). Every step rounds
-// to float once, in this order, and no row depends on another: the bits are the same for every
-// kernel, task size and thread count. A row that sees no key is 0. What a hidden key holds in k
-// and v does not matter, NaN included. A NaN or Inf in q, k or v that is visible spreads as the
-// formula says: a NaN score makes its row NaN, a NaN in v[j,d] makes column d of the rows that see
-// j NaN. Adding 0 hides the sign of an o of zero, which depends on what was skipped.
+// exp is exp_nonpositive of vec/math.h (never below exp(-87), so p = 0 means a hidden key). Every
+// step rounds to float once, in this order, and no row depends on another: the bits are the same
+// for every kernel, task size and thread count.
 //
-// The scale is folded into q when q is widened.
+// In pairs of bfloat16: a kernel that multiplies bfloat16 two at a time (AttentionKernel::pairs)
+// takes bfloat16 inputs another way. Written as above, with the differences alone:
+//
+//   dot2(c, a, b) = fma(a[0], b[0], fma(a[1], b[1], c))     subnormal numbers count as zero
+//   s[i,j]  = scale * sum_d q[i,d] k[j,d]        by dot2 over d, d + 1, from 0, d ascending; + mask
+//   p[i,j]  = bf16(2^max((s[i,j] - u) log2 e, -125)), or 0 where s[i,j] = -Inf
+//   l[i,x]  = fma(l[i,x], a, sum of p[i,j] over j / 2 = x (mod 8), j ascending)     x < 8
+//   o[i,d]  = o[i,d] * a, then dot2 of p[i,j], p[i,j+1] and v[j,d], v[j+1,d], j ascending
+//
+// Probabilities are rounded to bfloat16, as those of torch's bfloat16 attention are, but divided by
+// the sum of what they were rounded to. With w = 2^-24, m the greatest and s the least visible
+// score, e = (D + 2) w |scale| sum_d |q k| the error of a score, n visible keys, b blocks of them,
+// and half a unit in the last place of the output apart, a result is off by at most r times
+// sum_j p[i,j] |v[j,d]| / sum_j p[i,j], where
+//
+//   r = 2.01 * 2^-8 + 4 max_j e + w (6 (m - s) + 2 n + 10 b + 104)
+//
+// The bits are the same for every task size, batch split and thread count; kernels that do not work
+// in pairs give other bits.
+//
+// In either way: a row that sees no key is 0. What a hidden key holds in k and v does not matter,
+// NaN included. A NaN or Inf in q, k or v that is visible spreads as the formula says: a NaN score
+// makes its row NaN, a NaN in v[j,d] makes column d of the rows that see j NaN. Adding 0 hides the
+// sign of an o of zero, which depends on what was skipped.
+//
+// The scale is folded into q when q is widened, and into the scores where q is taken as it is.
 #pragma once
 
 #include <cstdint>
@@ -77,7 +99,8 @@ using AttentionFn = void (*)(const Attention&, const AttentionTask&);
 
 struct AttentionKernel {
   const char* name;
-  Isa isa;  // the least ISA that may run it
+  Isa isa;     // the least ISA that may run it
+  bool pairs;  // whether bfloat16 inputs go by the formula in pairs
   AttentionFn run;
 };
 

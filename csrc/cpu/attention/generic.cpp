@@ -46,10 +46,10 @@ void attend(const Attention& p, const AttentionTask& t, const Row& row) {
       s[j] = score(p, t, row, q, first + j);
       if (s[j] > m) m = s[j];
     }
-    const float u = m == -kInf ? 0.0f : m, a = exp<ScalarVec>(before - u);
+    const float u = m == -kInf ? 0.0f : m, a = exp_nonpositive<ScalarVec>(before - u);
     float sum[16] = {};
     for (int64_t j = 0; j < n; ++j) {
-      s[j] = s[j] == -kInf ? 0.0f : exp<ScalarVec>(s[j] - u);
+      s[j] = s[j] == -kInf ? 0.0f : exp_nonpositive<ScalarVec>(s[j] - u);
       sum[j % 16] += s[j];
     }
     for (int x = 0; x < 16; ++x) l[x] = ScalarVec::fma(l[x], a, sum[x]);

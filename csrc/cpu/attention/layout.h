@@ -18,6 +18,8 @@ constexpr int64_t kGroup = 6;        // rows of a register tile, at most
 constexpr int64_t kBlockGroups = 8;  // groups of a block of rows, whose scores are in scratch
 constexpr int64_t kScoreStride = kKeyBlock + kUnit;  // not a power of two: spreads over cache sets
 
+constexpr int64_t kRowsAhead = 32;  // rows of q, k, v and out are asked for before their turn
+
 inline int64_t round_up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // One row of a task: keys [begin, end) are visible as far as causal and window go.
@@ -79,6 +81,8 @@ inline bool mask_shows(const Attention& p, const char* mask, int64_t begin, int6
 //   begin[group]                     first row of a group, and the number of rows at the end
 //   units[group][panel]              units of a panel that some row of the group sees, from the
 //                                    first on
+// In pairs of bfloat16, q is not scaled, and a lane of q, k, v and p holds two elements: d and d +
+// 1, or keys j and j + 1. So there are half as many along d or j, at the begin of the same buffers.
 struct Buffers {
   float *q, *o, *l, *m, *k, *v, *s;
   Row* rows;

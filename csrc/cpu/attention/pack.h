@@ -17,18 +17,22 @@ inline auto with_dtype(DType dtype, Body&& body) {
   return body(std::integral_constant<DType, DType::f32>());
 }
 
+inline const char* query_at(const Attention& p, const AttentionTask& t, const Buffers& b,
+                            int64_t r) {
+  return static_cast<const char*>(p.q) + t.batch * p.q_stride.batch +
+         b.rows[r].head * p.q_stride.head + b.rows[r].query * p.q_stride.row;
+}
+
 template <class T, DType kType>
 void pack_q(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t rows) {
   const auto scale = T::set1(p.scale);
   const int64_t head_dim = p.head_dim, head_pad = b.head_pad;
   float* to = b.q;
-  const auto row_at = [&](int64_t r) {
-    return static_cast<const char*>(p.q) + t.batch * p.q_stride.batch +
-           b.rows[r].head * p.q_stride.head + b.rows[r].query * p.q_stride.row;
-  };
   for (int64_t r = 0; r < rows; ++r) {
-    const char* q = row_at(r);
+    const char* q = query_at(p, t, b, r);
+    const char* ahead = query_at(p, t, b, std::min(r + kRowsAhead, rows - 1));
     for (int64_t d = 0; d < head_dim; d += T::width) {
+      __builtin_prefetch(ahead + d * size_of(kType));
       const int n = int(std::min<int64_t>(T::width, head_dim - d));
       T::store(to + r * head_pad + d, DType::f32,
                T::mul(T::load(static_cast<const void*>(q + d * size_of(kType)), kType, n), scale));
@@ -55,6 +59,7 @@ void pack_k(const Attention& p, const AttentionTask& t, const Buffers& b, int64_
                        ? T::load(static_cast<const void*>(k + (j + i) * step + d * size_of(kType)),
                                  kType, wide)
                        : T::set1(0.0f);
+        __builtin_prefetch(k + (j + i + kRowsAhead) * step + d * size_of(kType));
       }
       T::transpose(lanes);
 #pragma GCC unroll 16
@@ -91,6 +96,7 @@ bool pack_v(const Attention& p, const AttentionTask& t, const Buffers& b, int64_
       for (; d < last; d += T::width, to += T::width) {
         const int wide = int(std::min<int64_t>(T::width, last - d));
         const auto x = T::load(static_cast<const void*>(row + d * size), kType, wide);
+        __builtin_prefetch(row + kRowsAhead * step + d * size);
         poison = T::fma(x, T::set1(0.0f), poison);
         T::store(to, DType::f32, x);
       }

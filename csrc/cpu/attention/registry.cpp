@@ -2,13 +2,13 @@
 
 namespace fastinfer::cpu {
 
-#define KERNEL(name, isa) void name(const Attention&, const AttentionTask&);
+#define KERNEL(name, isa, pairs) void name(const Attention&, const AttentionTask&);
 #include "cpu/attention/kernels.inc"
 #undef KERNEL
 
 namespace {
 constexpr AttentionKernel kKernels[] = {
-#define KERNEL(name, isa) {#name, Isa::isa, name},
+#define KERNEL(name, isa, pairs) {#name, Isa::isa, pairs, name},
 #include "cpu/attention/kernels.inc"
 #undef KERNEL
 };

@@ -5,7 +5,7 @@
 // softmax, then sums; the scores (48 x 256 floats) stay in L2, a panel in L1 for all 8 groups.
 #pragma once
 
-#include "cpu/attention/pack.h"
+#include "cpu/attention/pack_pairs.h"
 #include "cpu/attention/softmax.h"
 #include "cpu/attention/tile.h"
 
@@ -62,6 +62,21 @@ inline bool some_hidden(const Attention& p, const Row* rows, int64_t count, cons
   return false;
 }
 
+// k and v of keys [first, first + n); returns whether v is finite.
+template <class T>
+bool pack_keys(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t first,
+               int64_t n, int64_t keys_pad) {
+  if constexpr (T::kPairs) {
+    pack_k_pairs<T>(p, t, b, first, n);
+    return pack_v_pairs<T>(p, t, b, first, n, keys_pad);
+  } else {
+    return with_dtype(p.dtype, [&](auto type) {
+      pack_k<T, decltype(type)::value>(p, t, b, first, n);
+      return pack_v<T, decltype(type)::value>(p, t, b, first, n, keys_pad);
+    });
+  }
+}
+
 template <class T>
 void block_of_rows(const Attention& p, const Buffers& b, int64_t g_begin, int64_t g_end,
                    int64_t first, int64_t keys_pad, bool finite) {
@@ -69,10 +84,12 @@ void block_of_rows(const Attention& p, const Buffers& b, int64_t g_begin, int64_
     return b.s + (b.begin[g] - b.begin[g_begin]) * kScoreStride;
   };
   const auto count = [&](int64_t g) { return b.begin[g + 1] - b.begin[g]; };
+  constexpr int64_t kOfLane = T::kPairs ? 2 : 1;  // elements of d, or keys
+  const int64_t depth = (p.head_dim + kOfLane - 1) / kOfLane, depth_pad = b.head_pad / kOfLane;
   for (int64_t panel = 0; panel < kPanels; ++panel) {
     for (int64_t g = g_begin; g < g_end; ++g) {
-      score_panel<T>(b.q + b.begin[g] * b.head_pad, b.head_pad, b.k + panel * kPanel * b.head_pad,
-                     p.head_dim, count(g), b.units[g * kPanels + panel],
+      score_panel<T>(b.q + b.begin[g] * depth_pad, depth_pad, b.k + panel * kPanel * depth_pad,
+                     depth, count(g), b.units[g * kPanels + panel], p.scale,
                      scores(g) + panel * kPanel);
     }
   }
@@ -94,32 +111,35 @@ void block_of_rows(const Attention& p, const Buffers& b, int64_t g_begin, int64_
   for (int64_t c = 0; c < chunks; ++c) {
     const int64_t unit = chunk_begin(b.head_pad, chunks, c);
     const int64_t units = chunk_begin(b.head_pad, chunks, c + 1) - unit;
-    const float* v = b.v + unit * kUnit * keys_pad;
+    const float* v = b.v + unit * kUnit * keys_pad / kOfLane;
     for (int64_t panel = 0; panel < kPanels; ++panel) {
       for (int64_t g = g_begin; g < g_end; ++g) {
-        const int64_t keys = b.units[g * kPanels + panel] * kUnit;
+        const int64_t keys = b.units[g * kPanels + panel] * kUnit / kOfLane;
         if (keys == 0) continue;
-        value_panel<T>(scores(g) + panel * kPanel, v + panel * kPanel * units * kUnit, keys,
-                       count(g), units, finite, b.o + b.begin[g] * b.head_pad + unit * kUnit,
-                       b.head_pad);
+        value_panel<T>(scores(g) + panel * kPanel / kOfLane,
+                       v + panel * kPanel / kOfLane * units * kUnit, keys, count(g), units, finite,
+                       b.o + b.begin[g] * b.head_pad + unit * kUnit, b.head_pad);
       }
     }
   }
 }
 
+inline char* out_at(const Attention& p, const AttentionTask& t, const Row& row) {
+  return static_cast<char*>(p.out) + t.batch * p.out_stride.batch + row.head * p.out_stride.head +
+         row.query * p.out_stride.row;
+}
+
 // out = o * (1 / l) + 0 for one row.
 template <class T, DType kType>
-void finish_row(const Attention& p, const AttentionTask& t, const Row& row, const float* o,
-                float* l) {
+void finish_row(const Attention& p, const float* o, float* l, char* out, const char* ahead) {
   for (int half = 8; half > 0; half /= 2) {
     for (int x = 0; x < half; ++x) l[x] += l[x + half];
   }
   const auto inverse = T::set1(1.0f / (l[0] == 0.0f ? 1.0f : l[0]));  // 0: a row that sees no key
-  char* out = static_cast<char*>(p.out) + t.batch * p.out_stride.batch +
-              row.head * p.out_stride.head + row.query * p.out_stride.row;
   const int64_t head_dim = p.head_dim;
   for (int64_t d = 0; d < head_dim; d += T::width) {
     const int n = int(std::min<int64_t>(T::width, head_dim - d));
+    __builtin_prefetch(ahead + d * size_of(kType), 1);
     T::store(out + d * size_of(kType), kType, T::fma(T::load(o + d), inverse, T::set1(0.0f)), n);
   }
 }
@@ -137,23 +157,26 @@ void attention_rows(const Attention& p, const AttentionTask& t) {
   });
   std::memset(b.o, 0, size_t(rows * b.head_pad) * 4);
   std::memset(b.l, 0, size_t(rows * 16) * 4);
-  with_dtype(p.dtype, [&](auto type) { pack_q<T, decltype(type)::value>(p, t, b, rows); });
+  if constexpr (T::kPairs) {
+    pack_q_pairs<T>(p, t, b, rows);
+  } else {
+    with_dtype(p.dtype, [&](auto type) { pack_q<T, decltype(type)::value>(p, t, b, rows); });
+  }
   for (int64_t first = b.rows[0].begin / kKeyBlock * kKeyBlock; first < b.rows[rows - 1].end;
        first += kKeyBlock) {
     const int64_t keys = seen_units(p, b, first);
     if (keys == 0) continue;
     const int64_t keys_pad = round_up_to(keys, kUnit);
-    const bool finite = with_dtype(p.dtype, [&](auto type) {
-      pack_k<T, decltype(type)::value>(p, t, b, first, keys);
-      return pack_v<T, decltype(type)::value>(p, t, b, first, keys, keys_pad);
-    });
+    const bool finite = pack_keys<T>(p, t, b, first, keys, keys_pad);
     for (int64_t g = 0; g < b.groups; g += kBlockGroups) {
       block_of_rows<T>(p, b, g, std::min(g + kBlockGroups, b.groups), first, keys_pad, finite);
     }
   }
   with_dtype(p.dtype, [&](auto type) {
     for (int64_t r = 0; r < rows; ++r) {
-      finish_row<T, decltype(type)::value>(p, t, b.rows[r], b.o + r * b.head_pad, b.l + r * 16);
+      const char* ahead = out_at(p, t, b.rows[std::min(r + kRowsAhead, rows - 1)]);
+      finish_row<T, decltype(type)::value>(p, b.o + r * b.head_pad, b.l + r * 16,
+                                           out_at(p, t, b.rows[r]), ahead);
     }
   });
 }

@@ -82,7 +82,8 @@ void softmax_rows(const uint8_t* units, float* s, float* m, float* l, float* o, 
     u[r] = m[r] < kLeast ? 0.0f : m[r];
     a[r] = before - u[r];
   }
-  for (int r = 0; r < R; r += T::width) T::store(a + r, DType::f32, exp<T>(T::load(a + r)));
+  for (int r = 0; r < R; r += T::width)
+    T::store(a + r, DType::f32, exp_nonpositive<T>(T::load(a + r)));
   for (int r = 0; r < R; ++r) {
     float* row = s + r * kScoreStride;
     const F shift = T::set1(-u[r]);
@@ -90,13 +91,19 @@ void softmax_rows(const uint8_t* units, float* s, float* m, float* l, float* o, 
 #pragma GCC unroll 4
     for (int part = 0; part < kParts; ++part) sum[part] = T::set1(0.0f);
     each_unit(units, [&](int64_t unit) {
+      if constexpr (T::kPairs) {  // half as wide: what is overwritten was read before
+        uint16_t* to = reinterpret_cast<uint16_t*>(row) + unit;
+        sum[0] = T::probabilities(row + unit, shift, to, sum[0]);
+      } else {
 #pragma GCC unroll 4
-      for (int part = 0; part < kParts; ++part) {
-        float* at = row + unit + part * T::width;
-        const F x = T::load(at);
-        const F e = T::select_lt(x, T::set1(kLeast), T::set1(0.0f), exp<T>(T::add(x, shift)));
-        sum[part] = T::add(sum[part], e);
-        T::store(at, DType::f32, e);
+        for (int part = 0; part < kParts; ++part) {
+          float* at = row + unit + part * T::width;
+          const F x = T::load(at);
+          const F e =
+              T::select_lt(x, T::set1(kLeast), T::set1(0.0f), exp_nonpositive<T>(T::add(x, shift)));
+          sum[part] = T::add(sum[part], e);
+          T::store(at, DType::f32, e);
+        }
       }
     });
     const F factor = T::set1(a[r]);

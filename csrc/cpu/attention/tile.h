@@ -4,6 +4,14 @@
 //   reduce_max(a)                     greatest lane; no lane is NaN
 //   from_bool(const void* p, int n)   n bytes as floats, zero where the byte is
 //   transpose(F (&rows)[width])       a square of lanes
+//   kPairs                            whether a lane of q, k, p or v is two bfloat16, of d and
+//                                     d + 1 or of keys j and j + 1, and not one float; if so, also
+//   load_pairs(const void* p, int n)  n elements in pairs, zeros after them
+//   interleave(a, n_a, b, n_b)        pairs of an element of a and one of b, zeros after n_a, n_b
+//   dot(a, b, sum)                    sum + a[0] b[0] + a[1] b[1] of each lane
+//   keep_nonzero(v, a)                elements of v, zero where that of a is
+//   probabilities(s, minus_u, p, sum) exp(s - u) of 16 scores to bfloat16 p, zero for s = -Inf;
+//                                     returns sum + p, lane by lane, 8 lanes of two keys
 //
 // A tile is R rows by N units: R * N * (16 / width) sums in registers. A step takes N units of k or
 // v from memory, broadcasts R elements of q or p and does R * N fused multiply-adds of 16 lanes.
@@ -14,9 +22,20 @@
 namespace fastinfer::cpu {
 namespace {
 
-// s[r][lane] = sum_d q[r][d] k[d][lane], lane < 16 N; k has rows of 64, s of kScoreStride.
+// sum + a b, or of pairs sum + a[0] b[0] + a[1] b[1].
+template <class T>
+inline typename T::F multiply_add(typename T::F a, typename T::F b, typename T::F sum) {
+  if constexpr (T::kPairs) {
+    return T::dot(a, b, sum);
+  } else {
+    return T::fma(a, b, sum);
+  }
+}
+
+// s[r][lane] = sum_d q[r][d] k[d][lane], lane < 16 N; k has rows of 64, s of kScoreStride. Of
+// pairs, whose q is not scaled, times the scale.
 template <class T, int R, int N>
-void score_tile(const float* q, int64_t ldq, const float* k, int64_t d_end, float* s) {
+void score_tile(const float* q, int64_t ldq, const float* k, int64_t d_end, float scale, float* s) {
   using F = typename T::F;
   constexpr int kVectors = N * 16 / T::width;
   F sum[R][kVectors];
@@ -33,20 +52,21 @@ void score_tile(const float* q, int64_t ldq, const float* k, int64_t d_end, floa
     for (int r = 0; r < R; ++r) {
       const F a = T::set1(q[r * ldq]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = T::fma(a, b[v], sum[r][v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = multiply_add<T>(a, b[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
+      if constexpr (T::kPairs) sum[r][v] = T::mul(sum[r][v], T::set1(scale));
       T::store(s + r * kScoreStride + v * T::width, DType::f32, sum[r][v]);
     }
   }
 }
 
-// o[r][lane] += sum_j p[r][j] v[j][lane], lane < 16 N; v has rows of ldv. kSkip passes over p = 0,
-// which matters where v is not finite.
+// o[r][lane] += sum_j p[r][j] v[j][lane], lane < 16 N, over `keys` lanes of p; v has rows of ldv.
+// kSkip passes over p = 0, which matters where v is not finite.
 template <class T, int R, int N, bool kSkip>
 void value_tile(const float* p, const float* v, int64_t ldv, int64_t keys, float* o, int64_t ldo) {
   using F = typename T::F;
@@ -63,10 +83,14 @@ void value_tile(const float* p, const float* v, int64_t ldv, int64_t keys, float
     for (int x = 0; x < kVectors; ++x) b[x] = T::load(v + x * T::width);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      if (kSkip && p[r * kScoreStride] == 0.0f) continue;
+      if (kSkip && !T::kPairs && p[r * kScoreStride] == 0.0f) continue;
       const F a = T::set1(p[r * kScoreStride]);
 #pragma GCC unroll 8
-      for (int x = 0; x < kVectors; ++x) sum[r][x] = T::fma(a, b[x], sum[r][x]);
+      for (int x = 0; x < kVectors; ++x) {
+        F v_seen = b[x];
+        if constexpr (kSkip && T::kPairs) v_seen = T::keep_nonzero(b[x], a);
+        sum[r][x] = multiply_add<T>(a, v_seen, sum[r][x]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -90,11 +114,11 @@ inline void with_constant(int64_t n, Body&& body) {
 // Scores of `rows` rows and the first `units` units of a panel.
 template <class T>
 void score_panel(const float* q, int64_t ldq, const float* k, int64_t d, int64_t rows,
-                 int64_t units, float* s) {
+                 int64_t units, float scale, float* s) {
   with_constant<kGroup>(rows, [&](auto r) {
     for (int64_t u = 0; u < units; u += T::kUnits) {
       with_constant<T::kUnits>(std::min<int64_t>(units - u, T::kUnits), [&](auto n) {
-        score_tile<T, decltype(r)::value, decltype(n)::value>(q, ldq, k + u * kUnit, d,
+        score_tile<T, decltype(r)::value, decltype(n)::value>(q, ldq, k + u * kUnit, d, scale,
                                                               s + u * kUnit);
       });
     }

@@ -13,6 +13,7 @@ namespace {
 
 struct Tile : Avx2Vec {
   static constexpr int kUnits = 1;
+  static constexpr bool kPairs = false;
 
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static float reduce_max(F a) {

@@ -14,7 +14,8 @@ double macs_per_cycle(Isa isa) {
     case Isa::avx2: return 20;
     case Isa::avxvnni: return 60;
     case Isa::avx512vnni:
-    case Isa::avx512bitalg: return 110;
+    case Isa::avx512bitalg:
+    case Isa::avx512bf16: return 110;
     case Isa::amx: return 450;
     case Isa::neondot: return 50;
     case Isa::neoni8mm: return 100;

@@ -2,5 +2,6 @@
 
 `capture` brings a graph into one normal form; `clean` removes what has no effect; `norms`, `rope`,
 `attention`, `activations` and `linears` each find one kind of block by the operators it is made of;
-`rewrite` runs them and `rewritten` says what they did; `backend` is what torch.compile calls.
+`calls` picks the cheapest way to call what is left; `rewrite` runs them and `rewritten` says what
+they did; `backend` is what torch.compile calls.
 """

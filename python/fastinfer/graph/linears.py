@@ -154,12 +154,10 @@ def _side_by_side(graph: Graph) -> int:
             cat = graph.call_function(
                 CAT, (a["x"], packed, scales, biases, a["activation"]), _input(first)
             )
-        begin = 0
-        for node in nodes:
-            end = begin + value(node).shape[-1]
-            columns = call(graph, node, node, aten.slice.Tensor, cat, -1, begin, end)
-            begin = end
-            replace(graph, node, columns)
+            widths = [value(node).shape[-1] for node in nodes]
+            parts = graph.call_function(aten.split_with_sizes.default, (cat, widths, -1))
+        for i, node in enumerate(nodes):
+            replace(graph, node, output(graph, parts, i, node))
     return len(groups)
 
 
