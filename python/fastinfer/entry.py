@@ -10,7 +10,12 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import torch
-from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+
+try:
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list as _entries
+    from torch._dynamo.eval_frame import _stance  # noqa: F401  # find() reads it anew
+except ImportError:  # private to torch, and gone from this one: calls go through the entry
+    _entries = None
 
 
 class CompiledCode:
@@ -19,9 +24,8 @@ class CompiledCode:
     def __init__(self, function: Callable[..., Any]) -> None:
         assert isinstance(function, FunctionType)
         self._function = function
-        self._whole: dict[
-            int, tuple[CodeType, bool]
-        ] = {}  # by id; holding the code keeps it unique
+        # By id; holding the code keeps it unique.
+        self._whole: dict[int, tuple[CodeType, bool]] = {}
         names = function.__code__.co_freevars
         cells = function.__closure__ or ()
         self._free = {n: cell.cell_contents for n, cell in zip(names, cells, strict=True)}
@@ -29,10 +33,12 @@ class CompiledCode:
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
         """What to call with `args` and `kwargs`, if code for them exists and all of it is compiled:
         its guards have been checked."""
+        if _entries is None:
+            return None
         if torch._dynamo.eval_frame._stance.stance != "default":  # torch.compiler.set_stance
             return None
         given = {**self._free, "args": args, "kwargs": kwargs}
-        for entry in _debug_get_cache_entry_list(self._function.__code__):
+        for entry in _entries(self._function.__code__):
             if entry.guard_manager.check(given):
                 return self._call(entry.code)
         return None
