@@ -84,8 +84,8 @@ def test_gradients_run_unfused_and_are_right():
         assert p.grad is None or torch.equal(p.grad, q.grad)
 
 
-@torch.no_grad()
 def test_checkpointed():
+    """With gradients, without which some versions of transformers checkpoint nothing."""
     model, original, given = make("bert"), make("bert"), inputs("bert", 2, 9)
     for m in (model, original):
         m.activation_checkpointing_enable()
@@ -94,7 +94,7 @@ def test_checkpointed():
     answers = []
     for m in (model, original):
         torch.manual_seed(0)
-        answers.append(answer(m, given))
+        answers.append(answer(m, given).detach())
     same(*answers)
     assert fusion.reasons == ("it is checkpointed",)
 

@@ -11,12 +11,6 @@ from typing import Any
 
 import torch
 
-try:
-    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list as _entries
-    from torch._dynamo.eval_frame import _stance  # noqa: F401  # find() reads it anew
-except ImportError:  # private to torch, and gone from this one: calls go through the entry
-    _entries = None
-
 
 class CompiledCode:
     """The compiled code of a function whose locals are `args` and `kwargs`."""
@@ -24,6 +18,7 @@ class CompiledCode:
     def __init__(self, function: Callable[..., Any]) -> None:
         assert isinstance(function, FunctionType)
         self._function = function
+        self._entries = _cache_entries()
         # By id; holding the code keeps it unique.
         self._whole: dict[int, tuple[CodeType, bool]] = {}
         names = function.__code__.co_freevars
@@ -33,12 +28,12 @@ class CompiledCode:
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
         """What to call with `args` and `kwargs`, if code for them exists and all of it is compiled:
         its guards have been checked."""
-        if _entries is None:
+        if self._entries is None:
             return None
         if torch._dynamo.eval_frame._stance.stance != "default":  # torch.compiler.set_stance
             return None
         given = {**self._free, "args": args, "kwargs": kwargs}
-        for entry in _entries(self._function.__code__):
+        for entry in self._entries(self._function.__code__):
             if entry.guard_manager.check(given):
                 return self._call(entry.code)
         return None
@@ -54,3 +49,14 @@ class CompiledCode:
             self._whole[id(code)] = found = (code, whole)
         f = self._function
         return FunctionType(code, f.__globals__, closure=f.__closure__) if found[1] else None
+
+
+def _cache_entries() -> Callable[[CodeType], list[Any]] | None:
+    """What torch keeps of a function's compiled code. It is private to torch: where it is gone,
+    calls go through the entry. Imported here, since it takes a while."""
+    try:
+        from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+        from torch._dynamo.eval_frame import _stance  # noqa: F401  # as find() has it
+    except ImportError:
+        return None
+    return _debug_get_cache_entry_list
