@@ -1,0 +1,179 @@
+"""A small Llama, trained in minutes on the documentation of packages, made smaller and faster.
+
+    pip install "fastinfer[examples]"
+    python examples/language_model.py            # several minutes on two cores
+    python examples/language_model.py --short    # seconds, hardly trained
+
+The text is the docstrings of Python's standard library, numpy, scipy and scikit-learn, as they are
+installed here; the vocabulary is made of the training part. Other versions of the packages give
+other texts and somewhat other figures.
+"""
+
+import itertools
+import os
+import sys
+from functools import partial
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from rich.table import Table
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import docstrings
+import fastinfer
+import tradeoff
+
+LENGTH = 128  # tokens of a text
+BATCH = 16
+VOCABULARY = 2048
+Texts = list[dict[str, Tensor]]
+
+
+def texts(packages: list[str]) -> dict[str, Texts]:
+    """Pieces of LENGTH tokens by split; what a paragraph is, is not told apart."""
+    found = docstrings.paragraphs(packages)
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(found["train"], VOCABULARY, show_progress=False)
+    pieces = {}
+    for split, paragraphs in found.items():
+        encoded = tokenizer.encode_batch([paragraph + "\n\n" for paragraph in paragraphs])
+        ids = torch.tensor([token for one in encoded for token in one.ids])
+        whole = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+        pieces[split] = [{"input_ids": piece} for piece in whole]
+    return pieces
+
+
+def llama(width: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=LENGTH,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def loader(pieces: Texts) -> DataLoader:
+    generator = torch.Generator().manual_seed(0)
+    sampler = RandomSampler(pieces, generator=generator)
+    return DataLoader(pieces, BATCH, sampler=sampler, drop_last=True, generator=generator)
+
+
+def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of every token but the first, given those before it."""
+    logits = model(**batch).logits[:, :-1].float()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+
+
+def train(model: nn.Module, pieces: Texts, steps: int) -> nn.Module:
+    batches = itertools.chain.from_iterable(itertools.repeat(loader(pieces)))  # pass after pass
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1, fused=True)
+    scheduler = tradeoff.warm_up_and_cosine(optimizer, steps)
+    model.train()
+    for batch in itertools.islice(batches, steps):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+    return model.eval()
+
+
+@torch.inference_mode()
+def judge(model: nn.Module, batches: Texts) -> list[float]:
+    """Perplexity, and how often the likeliest token is the right one."""
+    losses, hits = [], []
+    for batch in batches:
+        logits, wanted = model(**batch).logits[:, :-1].float(), batch["input_ids"][:, 1:]
+        losses.append(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()))
+        hits.append((logits.argmax(-1) == wanted).float().mean())
+    return [float(torch.stack(losses).mean().exp()), float(torch.stack(hits).mean())]
+
+
+def criteria(model: nn.Module, calibration: Texts, judged: Texts) -> dict[str, dict[str, float]]:
+    """Perplexity by structure and criterion, half of all linear weights pruned, untrained since."""
+    structures = {
+        "2:4": fastinfer.Sparse24(),
+        "single weights, 50 %": fastinfer.Unstructured(0.5),
+        "16 x 64 blocks, 50 %": fastinfer.BlockSparse((16, 64), 0.5),
+    }
+    ways = [
+        fastinfer.Random(),
+        fastinfer.Magnitude(),
+        fastinfer.Taylor(loss_of),
+        fastinfer.Wanda(),
+        fastinfer.SparseGPT(),
+    ]
+    found: dict[str, dict[str, float]] = {}
+    for (what, structure), way in itertools.product(structures.items(), ways):
+        if isinstance(way, fastinfer.SparseGPT) and isinstance(structure, fastinfer.BlockSparse):
+            continue  # it makes no blocks
+        pruned = tradeoff.pruned(model, structure, way, calibration)
+        found.setdefault(what, {})[way.label] = judge(pruned, judged)[0]
+    return found
+
+
+def criteria_table(found: dict[str, dict[str, float]]) -> Table:
+    names = list(next(iter(found.values())))
+    table = Table(title="Perplexity after pruning alone, by criterion", title_justify="left")
+    for column in ("half of the weights go", *names):
+        table.add_column(column)
+    for what, by_name in found.items():
+        cells = (tradeoff.number(by_name[name]) if name in by_name else "" for name in names)
+        table.add_row(what, *cells)
+    return table
+
+
+def main(given: list[str] | None = None) -> tradeoff.Result:
+    arguments = tradeoff.arguments_of("a small Llama", given)
+    pieces = texts(["stdlib"] if arguments.short else ["stdlib", "numpy", "scipy", "sklearn"])
+    torch.manual_seed(0)
+    model = llama(width=128 if arguments.short else 512)
+    train(model, pieces["train"], steps=20 if arguments.short else 180)
+    split = pieces["validation" if arguments.validation else "test"]
+    judged = list(DataLoader(split[:: max(1, len(split) // 160)], BATCH))
+    calibration = list(DataLoader(pieces["train"][:: max(1, len(pieces["train"]) // 128)], BATCH))
+    tokens = judged[0]["input_ids"]
+    found = criteria(model, calibration, judged)
+    tradeoff.console.print(criteria_table(found))
+    example = tradeoff.Example(
+        name="language_model",
+        title="Documentation of packages, a small Llama",
+        data=(
+            f"{LENGTH * len(pieces['train']):,} tokens of docstrings train, "
+            f"{sum(batch['input_ids'].numel() for batch in judged):,} of other files are judged"
+        ),
+        model=model,
+        metrics=[
+            tradeoff.Metric("perplexity", lower_is_better=True),
+            tradeoff.Metric("next token right"),
+        ],
+        score=partial(judge, batches=judged),
+        inputs={
+            "1 token": {"input_ids": tokens[:1, :1]},
+            f"4 x {LENGTH} tokens": {"input_ids": tokens[:4]},
+        },
+        batches=loader(pieces["train"]),
+        calibration=calibration,
+        loss=fastinfer.KD(temperature=1.0, alpha=1.0),
+        steps=3 if arguments.short else 50,
+        lr=1e-3,
+        blocks=0.5,
+        channels=0.5,
+        mixed_precision="bf16",
+    )
+    return tradeoff.run(example, arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
