@@ -61,7 +61,7 @@ def splits() -> dict[str, TensorDataset]:
 
 
 def shifted(items: list[tuple[Tensor, ...]]) -> list[Tensor]:
-    """A batch with every image moved by up to one pixel each way, so that none comes twice alike."""
+    """A batch, every image moved by up to one pixel each way, so that none comes twice alike."""
     pixels, *labels = (torch.stack(column) for column in zip(*items, strict=True))
     images = nn.functional.pad(pixels.view(-1, 8, 8), (1, 1, 1, 1), value=float(pixels.min()))
     down, right = torch.randint(0, 3, (2, len(images), 1, 1))

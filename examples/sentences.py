@@ -69,9 +69,7 @@ def embed(model: nn.Module, batches: list[Batch]) -> Tensor:
         return torch.cat([model(**batch) for batch in batches])
 
 
-def judge(
-    model: nn.Module, first: list[Batch], second: list[Batch], wanted: Tensor
-) -> list[float]:
+def judge(model: nn.Module, first: list[Batch], second: list[Batch], wanted: Tensor) -> list[float]:
     """The mean cosine to `wanted`, fp32's embeddings of `first` and `second`, and the mean
     reciprocal rank of the sentence of `second` that follows one of `first` (1: always found
     first)."""
@@ -115,9 +113,7 @@ def main(given: list[str] | None = None) -> tradeoff.Result:
         ),
         model=model,
         metrics=[tradeoff.Metric("cosine to fp32"), tradeoff.Metric("reciprocal rank")],
-        score=partial(
-            judge, first=first, second=second, wanted=embed(model, [*first, *second])
-        ),
+        score=partial(judge, first=first, second=second, wanted=embed(model, [*first, *second])),
         inputs={
             "1 sentence": batches_of(tokenizer, [pairs[0][0]])[0],
             "32 sentences": batches_of(tokenizer, [pair[0] for pair in pairs[:32]], 32)[0],

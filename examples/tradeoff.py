@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -78,12 +79,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Form:
-    """One row of the table. scores, kept: by metric; linear_bytes: all tensors of the linear layers, scales and biases too;
-    model_bytes: all of the model; ms: a call, by description of the input."""
+    """One row of the table.
+
+    scores, kept: by metric, as they are and as a share of fp32's. zeros: the share of zeros among
+    the weights of the linear layers. linear_bytes: all tensors of the linear layers, scales and
+    biases too. model_bytes: all of the model. ms: a call, by description of the input.
+    """
 
     name: str
     scores: tuple[float, ...]
     kept: tuple[float, ...]
+    zeros: float
     linear_bytes: int
     model_bytes: int
     ms: dict[str, float]
@@ -222,11 +228,11 @@ def run(example: Example, arguments: argparse.Namespace) -> Result:
     say(f"[bold]{example.title}[/]\n{example.data}. {_sizes(fp32)}.")
     models, scores = {FP32: fp32}, {FP32: tuple(example.score(fp32))}
     say(f"fp32: {_said(example, scores[FP32])}")
-    linear_bytes = {FP32: _linear_bytes(fp32)}
+    zeros, linear_bytes = {FP32: zeros_of(fp32)}, {FP32: _linear_bytes(fp32)}
     start = time.perf_counter()
     for name, model in forms(example):
         taken, start = time.perf_counter() - start, time.perf_counter()
-        in_float = example.score(model)
+        in_float, zeros[name] = example.score(model), zeros_of(model)
         summary = to_int8_(model, fuse=not arguments.short)
         models[name], scores[name] = model, tuple(example.score(model))
         linear_bytes[name] = sum(row.bytes_after for row in summary.rows)
@@ -247,6 +253,7 @@ def run(example: Example, arguments: argparse.Namespace) -> Result:
                         example.metrics, scores[name], scores[FP32], strict=True
                     )
                 ),
+                zeros=zeros[name],
                 linear_bytes=linear_bytes[name],
                 model_bytes=sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
                 ms=ms[name],
@@ -280,6 +287,11 @@ def _sizes(model: nn.Module) -> str:
     weights = sum(m.weight.numel() for m in linears) / 1e6
     total = sum(p.numel() for p in model.parameters()) / 1e6
     return f"{total:.1f} million parameters, {weights:.1f} of them in {len(linears)} linear layers"
+
+
+def zeros_of(model: nn.Module) -> float:
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
 def _linear_bytes(model: nn.Module) -> int:
@@ -318,7 +330,7 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 def columns(example: Example) -> list[str]:
-    sizes = ["linear MB", "of fp32", "all MB"]
+    sizes = ["zeros", "linear MB", "of fp32", "all MB"]
     scores = [name for metric in example.metrics for name in (metric.name, "kept")]
     return [*scores, *sizes, *(f"ms, {what}" for what in example.inputs)]
 
@@ -330,6 +342,7 @@ def cells(result: Result, form: Form) -> list[str]:
             (number(score), f"{kept:.1%}")
             for score, kept in zip(form.scores, form.kept, strict=True)
         ),
+        f"{form.zeros:.0%}",
         f"{form.linear_bytes / 1e6:.2f}",
         f"{form.linear_bytes / first.linear_bytes:.3f}x",
         f"{form.model_bytes / 1e6:.2f}",
@@ -338,7 +351,7 @@ def cells(result: Result, form: Form) -> list[str]:
 
 
 def table(example: Example, result: Result) -> Table:
-    shown = Table(title=example.title, title_justify="left")
+    shown = Table(title=example.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("form")
     for column in columns(example):
         shown.add_column(column, justify="right")
@@ -384,7 +397,7 @@ def save(example: Example, result: Result) -> None:
 
 def draw(example: Example, result: Result, path: Path) -> None:
     """What a form keeps of fp32's score, over its time and over its size."""
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure
 
     what = list(example.inputs)[-1]
     panels = (
