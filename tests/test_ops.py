@@ -274,7 +274,7 @@ BAD_LINEAR = {
     "packed tag": (
         {"w_packed": altered(PACKED, 9)},
         ValueError,
-        "w_packed: .*tag is not s8_n16k4",
+        "w_packed: .*layout tag is none of the int8 layouts",
     ),
     "packed version": ({"w_packed": altered(PACKED, 24)}, ValueError, "w_packed: .*version"),
     "packed meta": ({"w_packed": PACKED.to("meta")}, ValueError, "w_packed is on meta, want cpu"),

@@ -207,7 +207,7 @@ BAD_STATES = {
         lambda s: {**s, "weight_packed": packed_of(95, 200)},
         r"w_scale has shape \[96\], want \[95\]",
     ),
-    "other tag": (other_tag, "layout tag is not s8_n16k4"),
+    "other tag": (other_tag, "layout tag is none of the int8 layouts"),
     "half scale": (
         lambda s: {**s, "weight_scale": s["weight_scale"].half()},
         "w_scale has dtype torch.float16, want torch.float32",

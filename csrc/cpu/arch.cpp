@@ -22,8 +22,8 @@ bool amx_self_test();
 
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"generic", "avx2",    "avxvnni", "avx512vnni",
-                                           "amx",     "neondot", "neoni8mm"};
+constexpr const char* kNames[kIsaCount] = {
+    "generic", "avx2", "avxvnni", "avx512vnni", "avx512vbmi2", "amx", "neondot", "neoni8mm"};
 
 struct Probe {
   bool ok[kIsaCount] = {};
@@ -88,6 +88,9 @@ Probe probe() {
   p.set(Isa::avx512vnni,
         avx2 && avx512 ? nullptr
                        : "the CPU or the operating system lacks AVX-512 F, DQ, BW, VL or VNNI");
+  p.set(Isa::avx512vbmi2, avx2 && avx512 && bit(leaf7.c, 6)
+                              ? nullptr
+                              : "the CPU or the operating system lacks AVX-512 VNNI or VBMI2");
   p.set(Isa::amx, avx2 && avx512 ? probe_amx(xcr) : "AMX rows need AVX-512 VNNI too");
   p.set(Isa::neondot, "an Arm instruction set");
   p.set(Isa::neoni8mm, "an Arm instruction set");
@@ -99,7 +102,7 @@ Probe probe() {
 Probe probe() {
   Probe p;
   p.set(Isa::generic, nullptr);
-  for (Isa isa : {Isa::avx2, Isa::avxvnni, Isa::avx512vnni, Isa::amx}) {
+  for (Isa isa : {Isa::avx2, Isa::avxvnni, Isa::avx512vnni, Isa::avx512vbmi2, Isa::amx}) {
     p.set(isa, "an x86 instruction set");
   }
 #if defined(__aarch64__)

@@ -8,8 +8,8 @@
 namespace fastinfer::cpu {
 
 // In order of preference within an architecture: a later one is faster where it is supported.
-enum class Isa : int { generic, avx2, avxvnni, avx512vnni, amx, neondot, neoni8mm };
-constexpr int kIsaCount = 7;
+enum class Isa : int { generic, avx2, avxvnni, avx512vnni, avx512vbmi2, amx, neondot, neoni8mm };
+constexpr int kIsaCount = 8;
 
 FASTINFER_API const char* isa_name(Isa isa);
 

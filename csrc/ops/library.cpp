@@ -31,6 +31,6 @@ STABLE_TORCH_LIBRARY(fastinfer, m) {
       "act_mul(Tensor x, Tensor? other, str activation, bool emit_fp=True, "
       "bool emit_rows=False) -> (Tensor y, Tensor q, Tensor scale, Tensor offset)");
   m.def("rope(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor");
-  m.def("pack_w8(Tensor w) -> Tensor");
+  m.def("pack_w8(Tensor w, str layout=\"dense\") -> Tensor");
   m.def("unpack_w8(Tensor w_packed, SymInt n, SymInt k) -> Tensor");
 }

@@ -1,4 +1,4 @@
-// fastinfer::pack_w8, fastinfer::unpack_w8: int8 [N, K] <-> the packed layout of CPUs.
+// fastinfer::pack_w8, fastinfer::unpack_w8: int8 [N, K] <-> a packed layout of CPUs.
 #include "cpu/gemm_s8s8s32/pack.h"
 #include "cpu/huge_pages.h"
 #include "ops/tensor.h"
@@ -6,20 +6,27 @@
 namespace fastinfer::ops {
 namespace {
 
-Tensor pack_w8(const Tensor& w) {
+Tensor pack_w8(const Tensor& w, const std::string& layout_name) {
   check_cpu("pack_w8", "w", w);
   STD_TORCH_CHECK(w.scalar_type() == ScalarType::Char, "pack_w8: w has dtype ",
                   dtype_text(w.scalar_type()), ", want int8");
   STD_TORCH_CHECK(w.dim() == 2, "pack_w8: w has shape ", shape_text(w), ", want [N, K]");
   STD_TORCH_CHECK(w.size(1) <= cpu::kMaxK, "pack_w8: w has K = ", w.size(1), ", want at most ",
                   cpu::kMaxK, " (int32 sums stay exact up to there)");
+  cpu::WeightLayout layout;
+  STD_TORCH_CHECK(cpu::parse_weight_layout(layout_name.c_str(), &layout), "pack_w8: layout is \"",
+                  layout_name, "\", want dense, sp24, bitmask or bsr");
   const Tensor rows = torch::stable::contiguous(w);
+  const int8_t* values = static_cast<const int8_t*>(rows.const_data_ptr());
   const int64_t n = w.size(0), k = w.size(1);
-  Tensor packed = empty({cpu::packed_bytes(n, k)}, ScalarType::Byte);
+  int64_t row = 0, column = 0;
+  const int64_t bytes = cpu::packed_bytes(values, n, k, layout, &row, &column);
+  STD_TORCH_CHECK(bytes >= 0, "pack_w8: w keeps more than 2 of 4 weights in row ", row,
+                  " from column ", column, " on, want 2 for the layout sp24");
+  Tensor packed = empty({bytes}, ScalarType::Byte);
   // Written once, read at every call: worth huge pages at any size.
   cpu::advise_huge_pages(packed.mutable_data_ptr(), packed.numel());
-  cpu::pack_w8(static_cast<const int8_t*>(rows.const_data_ptr()), n, k,
-               static_cast<uint8_t*>(packed.mutable_data_ptr()));
+  cpu::pack_w8(values, n, k, static_cast<uint8_t*>(packed.mutable_data_ptr()), layout);
   return packed;
 }
 

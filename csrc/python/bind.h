@@ -90,5 +90,6 @@ void bind_gemm_s8s8s32(py::module_& m, py::list& kernels);
 void bind_norm(py::module_& m, py::list& kernels);
 void bind_quantize_rowwise(py::module_& m, py::list& kernels);
 void bind_rope(py::module_& m, py::list& kernels);
+void bind_sparse(py::module_& m, py::list& kernels);
 
 }  // namespace fastinfer::python

@@ -28,6 +28,7 @@ from fastinfer.schedule import CubicSchedule
 from fastinfer.smooth import smooth_
 from fastinfer.smoothing import Smoothing
 from fastinfer.sparsegpt import SparseGPT
+from fastinfer.sparsify import sparsify_
 from fastinfer.sparsity import BlockSparse, Sparse24, Unstructured
 from fastinfer.summary import Summary
 
@@ -75,5 +76,6 @@ __all__ = [
     "quantize_linear",
     "show_config",
     "smooth_",
+    "sparsify_",
     "sparsity_of",
 ]

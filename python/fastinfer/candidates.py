@@ -102,6 +102,30 @@ def group_tied(model: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
     return [group for group in tied + empty if group[0].reason is None]
 
 
+def group_layers(model: nn.Module, layers: list[Layer]) -> list[list[Layer]]:
+    """`group_tied`, with parametrised layers too: each alone, or with a reason if it is tied."""
+    plain, alone = [], []
+    held = owners(model)
+    for layer in layers:
+        if not parametrize.is_parametrized(layer.module):
+            plain.append(layer)
+        elif layer.reason is None:
+            names = _shared_names(layer.module, held)
+            layer.reason = f"its weight is tied to {names[1]}" if names else None
+            if layer.reason is None:
+                alone.append([layer])
+    return group_tied(model, plain) + alone
+
+
+def _shared_names(module: nn.Module, held: Any) -> list[str]:
+    """All names of a parameter of `module` and below that has several."""
+    for parameter in module.parameters():
+        names = [name for name, _ in held[parameter.data_ptr()]]
+        if parameter.numel() and len(names) > 1:
+            return names
+    return []
+
+
 def bare(module: nn.Linear, kind: type[nn.Linear]) -> nn.Linear:
     """`module` as a `kind` without parametrisations, with the weight and bias that these give."""
     twin = kind.__new__(kind)

@@ -12,8 +12,7 @@ from fastinfer.candidates import (
     bare,
     check_filter_fn,
     find_layers,
-    group_tied,
-    owners,
+    group_layers,
 )
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import other_bytes, tensor_bytes
@@ -60,7 +59,7 @@ def prepare_qat_(
     for layer in layers:
         if isinstance(layer.module, QATLinear):
             layer.reason = "it is prepared already"
-    _group(model, layers)
+    group_layers(model, layers)
 
     for layer in layers:
         if layer.reason is None:
@@ -92,7 +91,7 @@ def convert_qat_(model: nn.Module) -> Summary:
         layer.reason = layer.reason or "it was not prepared"
     for layer in prepared:
         layer.reason = why_not_quantizable(bare(layer.module, nn.Linear))
-    groups = _group(model, prepared)
+    groups = group_layers(model, prepared)
     for layer in prepared:
         if layer.reason is not None:
             raise ValueError(f"model: layer {layer.name} cannot be int8: {layer.reason}")
@@ -121,30 +120,6 @@ def _check_model(model: object) -> None:
         raise ValueError(
             "model: got an nn.Linear, which cannot be replaced in place; want a model that holds it"
         )
-
-
-def _group(model: nn.Module, layers: list[Layer]) -> list[list[Layer]]:
-    """The layers without a reason, those that share a weight together; a parametrised one alone."""
-    plain, alone = [], []
-    held = owners(model)
-    for layer in layers:
-        if not parametrize.is_parametrized(layer.module):
-            plain.append(layer)
-        elif layer.reason is None:
-            names = _shared_names(layer.module, held)
-            layer.reason = f"its weight is tied to {names[1]}" if names else None
-            if layer.reason is None:
-                alone.append([layer])
-    return group_tied(model, plain) + alone
-
-
-def _shared_names(module: nn.Module, held: Any) -> list[str]:
-    """All names of a parameter of `module` and below that has several."""
-    for parameter in module.parameters():
-        names = [name for name, _ in held[parameter.data_ptr()]]
-        if parameter.numel() and len(names) > 1:
-            return names
-    return []
 
 
 def _change_class(module: Any) -> None:

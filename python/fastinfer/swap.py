@@ -11,21 +11,23 @@ from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import tensor_bytes
 from fastinfer.guard import Timing
 from fastinfer.nn import QATLinear, QuantizedLinear
-from fastinfer.ops import unpack_w8
+from fastinfer.ops import Layout, unpack_w8
 from fastinfer.summary import Row
 
 _CHUNK = 1 << 17  # values of a weight that are compared at a time
 FusedPath = tuple[nn.Module, str, object]  # (module, attribute, its value before)
 
 
-def make_twins(group: Sequence[Layer]) -> dict[nn.Module, QuantizedLinear]:
+def make_twins(
+    group: Sequence[Layer], layout: Layout = "dense"
+) -> dict[nn.Module, QuantizedLinear]:
     """The int8 layer of each float one of a group; they share their weight."""
     # Made as normal tensors even within inference_mode, or nothing could be loaded into them later.
     with torch.inference_mode(False), torch.no_grad():
-        first = QuantizedLinear.from_linear(group[0].module)
+        first = QuantizedLinear.from_linear(group[0].module, layout)
         made = {group[0].module: first}
         for layer in group[1:]:
-            twin = made[layer.module] = QuantizedLinear.from_linear(layer.module)
+            twin = made[layer.module] = QuantizedLinear.from_linear(layer.module, layout)
             twin.weight_packed, twin.weight_scale = first.weight_packed, first.weight_scale
     return made
 
@@ -42,13 +44,19 @@ def make_row(
     timing: Timing | None,
     sqnr_db: float | None,
     static: bool = False,
+    label: str | None = None,
+    note: str | None = None,
 ) -> Row:
-    """The summary's row of a layer; `twin`: the int8 layer that replaces it, None if it stays."""
+    """The summary's row of a layer; `twin`: the int8 layer that replaces it, None if it stays.
+
+    label: the scheme of the twin, if it is another than `static` says.
+    """
     module = layer.module
     measured = timing if timing is not None and timing.error is None else None
     bytes_before = tensor_bytes(module)
     missed = static and twin is not None and twin.input_scale is None
-    label = Int8Static.label if static and not missed else Int8Dynamic.label
+    if label is None:
+        label = Int8Static.label if static and not missed else Int8Dynamic.label
     return Row(
         name=layer.name,
         in_features=module.in_features,
@@ -60,7 +68,7 @@ def make_row(
         sqnr_db=sqnr_db if twin else None,
         ms_before=measured.ms_before if measured else None,
         ms_after=measured.ms_after if measured else None,
-        note="not reached in calibration" if missed else None,
+        note="not reached in calibration" if missed else note if twin else None,
     )
 
 

@@ -76,5 +76,6 @@ void test_pack();
 void test_linear();
 void test_attention();
 void test_linear_forms();
+void test_sparse();
 
 }  // namespace fastinfer::test

@@ -3,7 +3,7 @@
 //   isa <name> supported | not supported: why
 //   row <kernel> <isa> ran | skipped: why
 // An argument runs one part: arch, vec, norm, gemm, quantize, pack, linear, forms, attention, pool,
-// rope, act_mul.
+// rope, act_mul, sparse.
 #include <cstdio>
 #include <cstring>
 
@@ -32,7 +32,8 @@ int main(int argc, char** argv) {
                {"pack", test::test_pack},           {"linear", test::test_linear},
                {"forms", test::test_linear_forms},  {"norm", test::test_norm},
                {"attention", test::test_attention}, {"pool", test::test_buffer_pool},
-               {"rope", test::test_rope},           {"act_mul", test::test_act_mul}};
+               {"rope", test::test_rope},           {"act_mul", test::test_act_mul},
+               {"sparse", test::test_sparse}};
   bool found = argc < 2;
   for (const auto& part : parts) {
     if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;
@@ -43,7 +44,7 @@ int main(int argc, char** argv) {
     std::fprintf(
         stderr,
         "part: got \"%s\", want arch, vec, norm, gemm, quantize, pack, linear, forms, attention, "
-        "pool, rope or act_mul\n",
+        "pool, rope, act_mul or sparse\n",
         argv[1]);
     return 2;
   }

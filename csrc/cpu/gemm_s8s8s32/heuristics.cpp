@@ -13,7 +13,8 @@ double macs_per_cycle(Isa isa) {
     case Isa::generic: return 1;
     case Isa::avx2: return 20;
     case Isa::avxvnni: return 60;
-    case Isa::avx512vnni: return 110;
+    case Isa::avx512vnni:
+    case Isa::avx512vbmi2: return 110;
     case Isa::amx: return 450;
     case Isa::neondot: return 50;
     case Isa::neoni8mm: return 100;
@@ -38,9 +39,20 @@ constexpr int64_t kGateRows = 160, kGateColumnStep = 192, kGateGap = 16;
 constexpr int64_t kLeastAmxRowsCached = 2, kLeastAmxRowsUncached = 8;
 constexpr int64_t kCachedWeightBytes = 3 << 19;
 
-double task_cycles(double m, double n, double k, Isa isa) {
-  return std::max(m * n * k / macs_per_cycle(isa), n * k * kCyclesPerWeightByte) +
+// Expanded panels of a masked weight: a quarter of a 1 MiB L2.
+constexpr int64_t kExpandedBytes = 256 << 10;
+
+double task_cycles(double m, double n, double k, Isa isa, double stored) {
+  return stored * std::max(m * n * k / macs_per_cycle(isa), n * k * kCyclesPerWeightByte) +
          m * k * kCyclesPerQuantizedElement;
+}
+
+const GemmS8S8S32Kernel& kernel_of(Isa isa) {
+  int count;
+  const GemmS8S8S32Kernel* kernels = gemm_s8s8s32_kernels(&count);
+  int i = count - 1;
+  while (i > 0 && kernels[i].isa != isa) --i;
+  return kernels[i];
 }
 
 }  // namespace
@@ -58,19 +70,32 @@ const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m, int64_t weight_bytes) {
   return kernels[i];
 }
 
-LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads) {
-  LinearPlan plan{&select_gemm_s8s8s32(m, n * k_pad), &select_quantize_rowwise(), 0, 1, 1};
+int64_t expanded_columns(const GemmS8S8S32Kernel& gemm, int64_t k_pad) {
+  return std::max<int64_t>(1, kExpandedBytes / std::max<int64_t>(1, k_pad) / gemm.nr) * gemm.nr;
+}
+
+LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, double stored,
+                       bool masked) {
+  LinearPlan plan{};
+  plan.gemm = &select_gemm_s8s8s32(m, n * k_pad);
+  plan.quantize = &select_quantize_rowwise();
+  plan.tasks_m = plan.tasks_n = 1;
+  if (masked) {
+    plan.expand = &select_expand_s8();
+    if (m <= kMostMaskedRows) plan.masked = select_gemm_masked_s8s8s32();
+    if (plan.masked != nullptr) plan.gemm = &kernel_of(plan.masked->companion);
+  }
   const Isa isa = plan.gemm->isa;
   const int64_t rows = std::max<int64_t>(1, (m + kRowStep - 1) / kRowStep);
   const int64_t panels = std::max<int64_t>(1, (n + kPanelColumns - 1) / kPanelColumns);
-  double best = task_cycles(double(m), double(n), double(k_pad), isa);
+  double best = task_cycles(double(m), double(n), double(k_pad), isa, stored);
   for (int64_t tm = 1; tm <= std::min<int64_t>(threads, rows); ++tm) {
     const int64_t tn = std::min<int64_t>(threads / tm, panels);
     if (tm * tn == 1) continue;
     const double task_m = std::min<double>(double(m), double((rows + tm - 1) / tm * kRowStep));
     const double task_n = double((panels + tn - 1) / tn * kPanelColumns);
     const double cycles =
-        task_cycles(task_m, task_n, double(k_pad), isa) + kCyclesPerParallelRegion;
+        task_cycles(task_m, task_n, double(k_pad), isa, stored) + kCyclesPerParallelRegion;
     if (cycles < best) {
       best = cycles;
       plan.tasks_m = tm;

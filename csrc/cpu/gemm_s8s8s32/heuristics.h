@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu/expand_s8/expand_s8.h"
+#include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
 #include "cpu/gemm_s8s8s32/gemm_s8s8s32.h"
 #include "cpu/quantize_rowwise/quantize_rowwise.h"
 
@@ -12,15 +14,22 @@ namespace fastinfer::cpu {
 struct LinearPlan {
   const GemmS8S8S32Kernel* gemm;
   const QuantizeRowwiseKernel* quantize;
-  int64_t mc;                // rows quantised and multiplied at a time
-  int64_t tasks_m, tasks_n;  // the grid of tasks, tasks_m * tasks_n <= threads
+  const ExpandS8Kernel* expand;           // for masked weights
+  const GemmMaskedS8S8S32Kernel* masked;  // multiplies them as they are; null: expand first
+  int64_t mc;                             // rows quantised and multiplied at a time
+  int64_t tasks_m, tasks_n;               // the grid of tasks, tasks_m * tasks_n <= threads
 };
 
 // The kernel that selection takes for m rows and a weight of so many bytes.
 FASTINFER_API const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m, int64_t weight_bytes);
 
-// n: the columns of all weights together, each padded to 16.
-FASTINFER_API LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads);
+// n: the columns of all weights together, each padded to 16. stored: the share of a dense weight
+// that is stored. masked: whether some weight has masked slices.
+FASTINFER_API LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads,
+                                     double stored = 1, bool masked = false);
+
+// How many columns of a masked weight are expanded at a time: a multiple of the kernel's nr.
+int64_t expanded_columns(const GemmS8S8S32Kernel& gemm, int64_t k_pad);
 
 // The part of a gate that is computed before its factor: rows of `ld` floats.
 struct GateTile {

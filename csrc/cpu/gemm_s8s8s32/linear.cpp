@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "cpu/gemm_s8s8s32/columns.h"
 #include "cpu/quantize_rowwise/layout.h"
 #include "cpu/scratch.h"
 
@@ -20,30 +21,33 @@ struct Job {
   int64_t rows_per_task, panels_per_task;
   bool in_place;  // the rows of x are what the kernel reads
   GateTile gate;
+  int64_t columns_scratch;  // bytes
   std::atomic<bool> ok{true};
 };
 
-// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, and the part
-// of a gate that waits for its factor.
+// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, what a
+// sparse weight asks for, and the part of a gate that waits for its factor.
 struct Buffers {
   float* scale;
   float* offset;
   int8_t* q;
+  int8_t* columns;
   float* gate;
 
   static int64_t scale_bytes(const Job& job) { return round_up(job.plan.mc * 8, 64); }
   static int64_t row_bytes(const Job& job) {
-    return job.in_place ? 0 : job.plan.mc * job.p->weights[0].packed.k_pad;
+    return job.in_place ? 0 : round_up(job.plan.mc * job.p->weights[0].packed.k_pad, 64);
   }
   static int64_t bytes(const Job& job) {
     const int64_t gate = job.p->gated ? job.gate.rows * job.gate.ld * int64_t(sizeof(float)) : 0;
-    return scale_bytes(job) + row_bytes(job) + gate;
+    return scale_bytes(job) + row_bytes(job) + job.columns_scratch + gate;
   }
   Buffers(const Job& job, void* memory)
       : scale(static_cast<float*>(memory)),
         offset(scale + job.plan.mc),
         q(static_cast<int8_t*>(memory) + scale_bytes(job)),
-        gate(reinterpret_cast<float*>(q + row_bytes(job))) {}
+        columns(q + row_bytes(job)),
+        gate(reinterpret_cast<float*>(columns + job.columns_scratch)) {}
 };
 
 // The rows of `p`, int8 already, in the layout that `p` asks for.
@@ -102,15 +106,6 @@ void prepare_rows(const Job& job, int64_t m, int64_t rows, const Buffers& buffer
   }
 }
 
-// Columns [begin, end) of a weight; begin is a multiple of 16.
-void set_columns(const LinearWeight& weight, int64_t begin, int64_t end, GemmS8S8S32* gemm) {
-  gemm->n = end - begin;
-  gemm->panels = weight.packed.panels + begin * weight.packed.k_pad;
-  gemm->compensation = weight.packed.compensation + begin;
-  gemm->b_scale = weight.scale + begin;
-  gemm->bias = weight.bias == nullptr ? nullptr : weight.bias + begin;
-}
-
 // The output and the residual, moved to a row and a column.
 void set_output(const LinearW8A8& p, int64_t row, int64_t column, GemmS8S8S32* gemm) {
   const int64_t column_bytes = column * size_of(p.out_dtype);
@@ -123,7 +118,8 @@ void set_output(const LinearW8A8& p, int64_t row, int64_t column, GemmS8S8S32* g
 }
 
 // `rows` holds a chunk that begins at row m: its columns in panels [begin, end) of all weights.
-void multiply(const Job& job, GemmS8S8S32 rows, int64_t m, int64_t begin, int64_t end) {
+void multiply(const Job& job, GemmS8S8S32 rows, int64_t m, int64_t begin, int64_t end,
+              int8_t* scratch) {
   const LinearW8A8& p = *job.p;
   rows.activation = p.activation;
   int64_t first_panel = 0, first_column = 0;
@@ -133,9 +129,8 @@ void multiply(const Job& job, GemmS8S8S32 rows, int64_t m, int64_t begin, int64_
     const int64_t n_begin = std::max<int64_t>(0, begin - first_panel) * kPanelColumns;
     const int64_t n_end = std::min(n, (end - first_panel) * kPanelColumns);
     if (n_begin < n_end) {
-      set_columns(weight, n_begin, n_end, &rows);
       set_output(p, m, first_column + n_begin, &rows);
-      job.plan.gemm->run(rows);
+      multiply_columns(job.plan, weight, n_begin, n_end, rows, scratch);
     }
     first_panel += ceil_div(n, kPanelColumns);
     first_column += n;
@@ -144,7 +139,7 @@ void multiply(const Job& job, GemmS8S8S32 rows, int64_t m, int64_t begin, int64_
 
 // The same for a gate and its factor: a tile of the gate, activated, then the product with it.
 void multiply_gated(const Job& job, const GemmS8S8S32& rows, int64_t m, int64_t begin, int64_t end,
-                    float* tile) {
+                    const Buffers& buffers) {
   const LinearW8A8& p = *job.p;
   const int64_t n_end = std::min(p.weights[0].packed.n, end * kPanelColumns);
   for (int64_t n = begin * kPanelColumns; n < n_end; n += job.gate.columns) {
@@ -157,18 +152,16 @@ void multiply_gated(const Job& job, const GemmS8S8S32& rows, int64_t m, int64_t 
       gate.a_offset += r;
       GemmS8S8S32 up = gate;
 
-      set_columns(p.weights[0], n, columns_end, &gate);
       gate.activation = p.activation;
-      gate.out = tile;
+      gate.out = buffers.gate;
       gate.out_ld_bytes = job.gate.ld * int64_t(sizeof(float));
       gate.out_dtype = DType::f32;
-      job.plan.gemm->run(gate);
+      multiply_columns(job.plan, p.weights[0], n, columns_end, gate, buffers.columns);
 
-      set_columns(p.weights[1], n, columns_end, &up);
-      up.multiplier = tile;
+      up.multiplier = buffers.gate;
       up.multiplier_ld_bytes = gate.out_ld_bytes;
       set_output(p, m + r, n, &up);
-      job.plan.gemm->run(up);
+      multiply_columns(job.plan, p.weights[1], n, columns_end, up, buffers.columns);
     }
   }
 }
@@ -194,9 +187,9 @@ void run_task(void* context, int64_t i) {
     rows.k_pad = p.weights[0].packed.k_pad;
     prepare_rows(job, m, std::min(job.plan.mc, m_end - m), buffers, &rows);
     if (p.gated) {
-      multiply_gated(job, rows, m, begin, end, buffers.gate);
+      multiply_gated(job, rows, m, begin, end, buffers);
     } else {
-      multiply(job, rows, m, begin, end);
+      multiply(job, rows, m, begin, end, buffers.columns);
     }
   }
 }
@@ -207,12 +200,19 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   Job job;
   job.p = &p;
   job.panels = 0;
+  double stored = 0;
+  bool masked = false;
   for (int64_t i = 0; i < p.weight_count; ++i) {
-    job.panels += ceil_div(p.weights[i].packed.n, kPanelColumns);
+    const PackedWeight& weight = p.weights[i].packed;
+    job.panels += panels_of(weight);
+    stored += double(weight.stored_bytes());
+    masked = masked || weight.masked != nullptr;
   }
   if (p.m == 0 || job.panels == 0) return true;
   const PackedWeight& first = p.weights[0].packed;
-  job.plan = plan_linear(p.m, job.panels * kPanelColumns, first.k_pad, threads);
+  const int64_t columns = job.panels * kPanelColumns;
+  stored /= double(std::max<int64_t>(1, columns * first.k_pad));
+  job.plan = plan_linear(p.m, columns, first.k_pad, threads, stored, masked);
   if (p.gated) job.panels /= 2;
   job.rows_per_task = round_up(ceil_div(p.m, job.plan.tasks_m), kPanelColumns);
   job.panels_per_task = ceil_div(job.panels, job.plan.tasks_n);
@@ -220,6 +220,12 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
                  job.plan.gemm->flip == 0 && first.k == first.k_pad &&
                  (p.m == 1 || p.ldx_bytes == first.k);
   job.gate = gate_tile(std::min(p.m, job.plan.mc));
+  job.columns_scratch = 0;
+  for (int64_t i = 0; i < p.weight_count; ++i) {
+    job.columns_scratch =
+        std::max(job.columns_scratch,
+                 columns_scratch_bytes(job.plan, p.weights[i].packed, std::min(p.m, job.plan.mc)));
+  }
   const int64_t tasks = job.plan.tasks_m * job.plan.tasks_n;
   if (tasks == 1) {
     run_task(&job, 0);

@@ -3,16 +3,35 @@
 //
 //   offset 0                    PackedHeader, 64 bytes, little-endian
 //   offset 64                   compensation: int32[N_pad], -128 * sum_k w[n,k]
-//   offset 64 + 4 N_pad (% 64)  panels: int8[N_pad / 16][K_pad / 4][16][4], zero-filled
+//   offset 64 + 4 N_pad (% 64)  the weight, in one of four layouts
 //
-// N_pad = N rounded up to 16, K_pad = K rounded up to 64.
+// N_pad = N rounded up to 16, K_pad = K rounded up to 64, zero-filled. A panel is 16 columns (n), a
+// slice 64 of K of a panel: 1024 bytes in the order [K / 4][16][4] of gemm_s8s8s32.h.
+//
+//   dense    panels: int8[N_pad / 16][K_pad / 64] slices
+//   sp24     masked slices, 2 bytes kept of every 4 along K (of each int32 lane), so that a slice
+//   is
+//            640 bytes; kReadAhead bytes of zeros at the end
+//   bitmask  int64[N_pad / 16 + 1]: where each panel begins, and the last ends, counted from the
+//   end
+//            of this table padded to 64; masked slices; kReadAhead bytes of zeros
+//   bsr      int32[N_pad / 16 + 1]: the first tile of each panel, and their number; int32[tiles]:
+//            which slice of its panel a tile is; padded to 64; the slices that are not all zero
+//
+// A masked slice: uint64[16], bit i of word j stands for byte 64 j + i of the slice, then the bytes
+// whose bits are set, in order. sp24 sets bits of zeros, too, to keep 2 of every 4.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/gemm_s8s8s32/gemm_s8s8s32.h"
 
 namespace fastinfer::cpu {
+
+enum class WeightLayout : int { dense, sp24, bitmask, bsr };
+constexpr int kWeightLayoutCount = 4;
 
 struct PackedHeader {
   char magic[8];    // "FASTINFR"
@@ -25,19 +44,73 @@ struct PackedHeader {
 };
 static_assert(sizeof(PackedHeader) == 64, "the header is one cache line");
 
-constexpr char kLayoutS8N16K4[16] = "s8_n16k4";
 constexpr uint32_t kLayoutVersion = 1;
 
+constexpr int64_t kSliceBytes = 1024;
+constexpr int64_t kMaskBytes = kSliceBytes / 8;
+constexpr int64_t kPairsSliceBytes = kMaskBytes + kSliceBytes / 2;  // of sp24
+// From a slice that begins inside the data no kernel reads further, whatever its masks are: a whole
+// slice and a vector.
+constexpr int64_t kReadAhead = kMaskBytes + kSliceBytes + 64;
+
 struct PackedWeight {
+  WeightLayout layout;
   int64_t n, k, k_pad;
   const int32_t* compensation;
-  const int8_t* panels;
+  const int8_t* panels;       // dense: the panels; bsr: the tiles
+  const uint8_t* masked;      // sp24, bitmask: the first slice
+  const uint8_t* masked_end;  // where the last may begin at the latest
+  const uint8_t* index;       // bitmask, bsr
+  int64_t tiles;              // bsr
+
+  // Bytes of the weight itself, all that a product with few rows must read.
+  int64_t stored_bytes() const;
 };
 
+inline int64_t panels_of(const PackedWeight& w) { return round_up(w.n, kPanelColumns) / 16; }
+
+// The first slice of a panel of an sp24 or bitmask weight; inside the data whatever the index says.
+inline const uint8_t* masked_panel(const PackedWeight& w, int64_t panel) {
+  if (w.layout == WeightLayout::sp24) {
+    return w.masked + panel * (w.k_pad / kBlockK) * kPairsSliceBytes;
+  }
+  int64_t offset;
+  std::memcpy(&offset, w.index + panel * 8, 8);
+  return w.masked + std::clamp<int64_t>(offset, 0, w.masked_end - w.masked);
+}
+
+// Tiles [begin, end) of a panel of a bsr weight; within the tiles whatever the index says.
+struct TileRange {
+  int64_t begin, end;
+};
+inline TileRange panel_tiles(const PackedWeight& w, int64_t panel) {
+  int32_t ends[2];
+  std::memcpy(ends, w.index + panel * 4, 8);
+  const int64_t begin = std::clamp<int64_t>(ends[0], 0, w.tiles);
+  return {begin, std::clamp<int64_t>(ends[1], begin, w.tiles)};
+}
+// The slice, below K_pad / 64, that a tile of a bsr weight is.
+inline int64_t tile_slice(const PackedWeight& w, int64_t tile) {
+  uint32_t slice;
+  std::memcpy(&slice, w.index + (panels_of(w) + 1 + tile) * 4, 4);
+  return std::min<int64_t>(slice, w.k_pad / kBlockK - 1);
+}
+
+FASTINFER_API const char* weight_layout_name(WeightLayout layout);  // "dense", "sp24", ...
+// Returns false if no layout has this name.
+FASTINFER_API bool parse_weight_layout(const char* name, WeightLayout* layout);
+
+// Of a dense weight.
 FASTINFER_API int64_t packed_bytes(int64_t n, int64_t k);
 
-// w: row-major [n, k], any alignment; packed: packed_bytes(n, k) bytes.
-FASTINFER_API void pack_w8(const int8_t* w, int64_t n, int64_t k, uint8_t* packed);
+// Of any layout. w: row-major [n, k]. Returns -1 if w has not the zeros that sp24 asks for; `row`
+// and `column` then say where the first group of 4 is that keeps more than 2.
+FASTINFER_API int64_t packed_bytes(const int8_t* w, int64_t n, int64_t k, WeightLayout layout,
+                                   int64_t* row, int64_t* column);
+
+// w: row-major [n, k], any alignment; packed: packed_bytes(...) bytes.
+FASTINFER_API void pack_w8(const int8_t* w, int64_t n, int64_t k, uint8_t* packed,
+                           WeightLayout layout = WeightLayout::dense);
 
 // The inverse, lossless. `packed` must have passed open_packed.
 FASTINFER_API void unpack_w8(const PackedWeight& packed, int8_t* w);

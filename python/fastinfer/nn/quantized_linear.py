@@ -96,19 +96,22 @@ class QuantizedLinear(nn.Module):
             self.register_buffer(name, value)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> Self:
+    def from_linear(cls, linear: nn.Linear, layout: ops.Layout = "dense") -> Self:
         """Quantises a trained layer: symmetric int8, one scale an output channel.
 
         With ``a[n] = max(max_k |W[n, k]|, 2**-118)``, in float32: ``scale[n] = a[n] / 127`` and
-        ``w[n, k] = round_half_even(W[n, k] * (127 / a[n]))``. A layer on the meta device gives an
-        empty one there.
+        ``w[n, k] = round_half_even(W[n, k] * (127 / a[n]))``: zeros stay zeros. A layer on the
+        meta device gives an empty one there.
 
         Args:
             linear: weight ``[N, K]`` float32, bfloat16 or float16, bias ``[N]`` or None.
+            layout: how the weight is stored, see :func:`fastinfer.ops.pack_w8`; the outputs have
+                the same bits under each.
 
         Raises:
             TypeError: the weight has another dtype.
-            ValueError: the weight holds NaN or Inf, or K > 131071.
+            ValueError: the weight holds NaN or Inf, K > 131071, or the weight has not the zeros
+                that ``layout`` asks for.
         """
         weight, bias = linear.weight.detach(), linear.bias
         if weight.dtype not in _FLOATS:
@@ -123,7 +126,7 @@ class QuantizedLinear(nn.Module):
             raise ValueError(
                 f"from_linear: weight holds NaN or Inf (first in row {row}), want finite values"
             )
-        layer.weight_packed = ops.pack_w8(quantized)
+        layer.weight_packed = ops.pack_w8(quantized, layout)
         layer.weight_scale = scale
         if bias is not None:
             layer.bias = bias.detach().to(torch.float32, copy=True)
@@ -206,14 +209,21 @@ class QuantizedLinear(nn.Module):
         return weight * self.weight_scale[:, None]
 
     @property
+    def layout(self) -> ops.Layout | None:
+        """How the weight is stored, see :func:`fastinfer.ops.pack_w8`; None of an empty layer."""
+        return ops.layout_of(self.weight_packed)
+
+    @property
     def weight(self) -> Tensor:
         """:meth:`dequantize`, for code that reads the weight of a layer: costly, and read-only."""
         return self.dequantize()
 
     def extra_repr(self) -> str:
+        layout = self.layout
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, scheme=w8a8"
+            + ("" if layout in (None, "dense") else f", {layout}")
             + (", static" if self.input_scale is not None else "")
         )
 
@@ -240,6 +250,9 @@ class QuantizedLinear(nn.Module):
         if problem is not None:  # refused as a whole, strict or not
             error_msgs.append(problem)
             return
+        packed = state_dict.get(f"{prefix}weight_packed")
+        if packed is not None and packed.shape != self.weight_packed.shape:  # of another layout
+            self.weight_packed = self.weight_packed.new_empty(packed.shape)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

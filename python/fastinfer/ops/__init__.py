@@ -12,17 +12,20 @@ from fastinfer.ops._linear import linear_w8a8
 from fastinfer.ops._linear_cat import linear_w8a8_cat
 from fastinfer.ops._linear_gated import linear_w8a8_gated
 from fastinfer.ops._norm import layer_norm, rms_norm
-from fastinfer.ops._pack import pack_w8, packed_bytes, unpack_w8
+from fastinfer.ops._pack import LAYOUTS, Layout, layout_of, pack_w8, packed_bytes, unpack_w8
 from fastinfer.ops._quantize import quantize_rows, quantize_rowwise
 from fastinfer.ops._rope import rope
 
 __all__ = [
     "ACTIVATIONS",
+    "LAYOUTS",
     "MAX_HEAD_DIM",
     "MAX_K",
+    "Layout",
     "act_mul",
     "attention",
     "layer_norm",
+    "layout_of",
     "linear_w8a8",
     "linear_w8a8_cat",
     "linear_w8a8_gated",

@@ -1,36 +1,56 @@
 """pack_w8, unpack_w8: checks, wrappers, fake kernels."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from fastinfer.ops._common import MAX_K, check_tensor, check_vector, run, shape_text
 
+Layout = Literal["dense", "sp24", "bitmask", "bsr"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+_TAGS = (
+    "s8_n16k4",
+    "s8_sp24_n16k4",
+    "s8_bits_n16k4",
+    "s8_bsr_n16k64",
+)  # in a packed weight's header
 
-def pack_w8(w: Tensor) -> Tensor:
+
+def pack_w8(w: Tensor, layout: Layout = "dense") -> Tensor:
     """Packs an int8 weight into the tagged block of bytes that the kernels read.
 
     The block describes itself (layout, version, shape), holds no address and is the same for
-    every CPU: it may be stored and memory-mapped as it is.
+    every CPU: it may be stored and memory-mapped as it is. Every operator takes every layout, and
+    the results have the same bits. With N padded to 16 and K to 64, beside 4 bytes a row:
+
+    * "dense": a byte a weight;
+    * "sp24": 5 bits a weight, for 2 of every 4 neighbours along K zero (the last group of a K that
+      is no multiple of 4 counts as if zeros followed);
+    * "bitmask": a bit a weight and a byte for each that is not zero;
+    * "bsr": the tiles of 16 outputs by 64 of K that are not all zero, a byte a weight.
 
     Args:
         w: int8 ``[N, K]``, ``K <= 131071``, any strides.
+        layout: one of these four.
 
     Returns:
-        uint8 vector of ``64 + 4 * N_pad + N_pad * K_pad`` bytes, N padded to 16 and K to 64.
+        uint8 vector.
 
     Raises:
         TypeError: ``w`` is not a tensor, or has the wrong dtype or layout.
-        ValueError: ``w`` is not a matrix, K is too long, or the device has no kernels.
+        ValueError: ``w`` is not a matrix, K is too long, ``layout`` is not among the four, ``w``
+            keeps more than 2 of 4 weights under "sp24", or the device has no kernels.
     """
-    _check_pack_w8(w)
-    return run(torch.ops.fastinfer.pack_w8.default, w)
+    _check_pack_w8(w, layout)
+    return run(torch.ops.fastinfer.pack_w8.default, w, layout)
 
 
 def unpack_w8(w_packed: Tensor, n: int, k: int) -> Tensor:
     """The inverse of :func:`pack_w8`, lossless.
 
     Args:
-        w_packed: uint8 vector that :func:`pack_w8` returned.
+        w_packed: uint8 vector that :func:`pack_w8` returned, of any layout.
         n: the rows of the weight.
         k: the columns of the weight.
 
@@ -47,12 +67,20 @@ def unpack_w8(w_packed: Tensor, n: int, k: int) -> Tensor:
 
 
 def packed_bytes(n: int, k: int) -> int:
-    """The size in bytes of a packed int8 weight ``[n, k]``."""
+    """The size in bytes of a dense packed int8 weight ``[n, k]``."""
     n_pad = (n + 15) // 16 * 16
     return 64 + 4 * n_pad + n_pad * ((k + 63) // 64 * 64)
 
 
-def _check_pack_w8(w: Tensor) -> None:
+def layout_of(w_packed: Tensor) -> Layout | None:
+    """The layout of a packed int8 weight, by its header; None if there is none to read."""
+    if w_packed.is_meta:
+        return None
+    tag = bytes(w_packed[8:24].tolist()).rstrip(b"\0").decode("latin-1")
+    return LAYOUTS[_TAGS.index(tag)] if tag in _TAGS else None
+
+
+def _check_pack_w8(w: Tensor, layout: str) -> None:
     check_tensor("pack_w8", "w", w, (torch.int8,))
     if w.dim() != 2:
         raise ValueError(f"pack_w8: w has shape {shape_text(w.shape)}, want [N, K]")
@@ -61,6 +89,8 @@ def _check_pack_w8(w: Tensor) -> None:
             f"pack_w8: w has K = {w.shape[1]}, want at most {MAX_K} (int32 sums stay exact up to "
             "there)"
         )
+    if layout not in LAYOUTS:
+        raise ValueError(f"pack_w8: layout is {layout!r}, want one of {', '.join(LAYOUTS)}")
 
 
 def _check_unpack_w8(w_packed: Tensor, n: int, k: int) -> None:
@@ -70,18 +100,26 @@ def _check_unpack_w8(w_packed: Tensor, n: int, k: int) -> None:
 
 
 def check_packed_size(op: str, name: str, w_packed: Tensor, n: int, k: int) -> None:
-    """All that can be said of a packed weight without its bytes; the operators read its header."""
-    if w_packed.shape[0] != packed_bytes(n, k):
+    """All that can be said of a packed weight without its bytes; the operators read its header.
+
+    The largest is a bitmask of which nothing is zero.
+    """
+    panels, slices = (n + 15) // 16, (n + 15) // 16 * ((k + 63) // 64)
+    least = packed_bytes(n, 0)
+    most = least + (panels * 8 + 71) // 64 * 64 + slices * (1024 + 128) + (1024 + 128 + 64)
+    if not least <= w_packed.shape[0] <= most:
         raise ValueError(
             f"{op}: {name} has {w_packed.shape[0]} bytes, want the {packed_bytes(n, k)} of a "
-            f"packed weight with N = {n} and K = {k}"
+            f"dense packed weight with N = {n} and K = {k}, or at most {most} of a sparse one"
         )
 
 
 @torch.library.register_fake("fastinfer::pack_w8")
-def _(w: Tensor) -> Tensor:
-    _check_pack_w8(w)
-    return w.new_empty(packed_bytes(w.shape[0], w.shape[1]), dtype=torch.uint8)
+def _(w: Tensor, layout: str = "dense") -> Tensor:
+    _check_pack_w8(w, layout)
+    if layout == "dense":
+        return w.new_empty(packed_bytes(w.shape[0], w.shape[1]), dtype=torch.uint8)
+    return w.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
 
 
 @torch.library.register_fake("fastinfer::unpack_w8")

@@ -1,0 +1,134 @@
+#include "cpu/gemm_s8s8s32/columns.h"
+
+namespace fastinfer::cpu {
+
+namespace {
+
+bool is_masked(const PackedWeight& w) {
+  return w.layout == WeightLayout::sp24 || w.layout == WeightLayout::bitmask;
+}
+
+// Rows whose tiles are gathered at a time: a multiple of the rows of any A layout's blocks.
+constexpr int64_t kGatherRows = 64;
+
+// The same product, `columns` further.
+GemmS8S8S32 advance(GemmS8S8S32 p, int64_t columns) {
+  const int64_t out = columns * size_of(p.out_dtype);
+  p.compensation += columns;
+  p.b_scale += columns;
+  if (p.bias != nullptr) p.bias += columns;
+  if (p.multiplier != nullptr) p.multiplier += columns;
+  if (p.residual != nullptr) p.residual = static_cast<const char*>(p.residual) + out;
+  p.out = static_cast<char*>(p.out) + out;
+  return p;
+}
+
+// The same product from row `row` on, a multiple of 16, for `rows` rows.
+GemmS8S8S32 at_row(GemmS8S8S32 p, int64_t row, int64_t rows) {
+  p.m = rows;
+  p.a_scale += row;
+  p.a_offset += row;
+  if (p.multiplier != nullptr) {
+    p.multiplier = reinterpret_cast<const float*>(reinterpret_cast<const char*>(p.multiplier) +
+                                                  row * p.multiplier_ld_bytes);
+  }
+  if (p.residual != nullptr) {
+    p.residual = static_cast<const char*>(p.residual) + row * p.residual_ld_bytes;
+  }
+  p.out = static_cast<char*>(p.out) + row * p.out_ld_bytes;
+  return p;
+}
+
+// Panels are expanded into scratch, as many as stay in L2, and multiplied as dense ones.
+void expand_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t panel,
+                         const GemmS8S8S32& gemm, int8_t* scratch) {
+  const int64_t most = expanded_columns(*plan.gemm, w.k_pad), slices = w.k_pad / kBlockK;
+  for (int64_t column = 0; column < gemm.n; column += most) {
+    GemmS8S8S32 part = advance(gemm, column);
+    part.n = std::min(most, gemm.n - column);
+    part.panels = scratch;
+    for (int64_t n = 0; n < part.n; n += kPanelColumns, ++panel) {
+      plan.expand->run({masked_panel(w, panel), w.masked_end, slices, scratch + n * w.k_pad});
+    }
+    plan.gemm->run(part);
+  }
+}
+
+// Rows [row, row + rows) of A with the slices of tiles [tiles.begin, tiles.end) alone, in A's
+// layout (quantize_rowwise.h).
+void gather(const PackedWeight& w, TileRange tiles, const GemmS8S8S32& p, int64_t tile_rows,
+            int64_t row, int64_t rows, int8_t* to) {
+  for (int64_t m = row; m < row + rows; m += tile_rows) {
+    // A block of tile_rows rows is [K / 64][its rows][64].
+    const int64_t height = std::min(tile_rows, p.m - m) * kBlockK;
+    const int8_t* block = p.a + m * p.k_pad;
+    for (int64_t t = tiles.begin; t < tiles.end; ++t, to += height) {
+      std::memcpy(to, block + tile_slice(w, t) * height, size_t(height));
+    }
+  }
+}
+
+bool same_slices(const PackedWeight& w, TileRange a, TileRange b) {
+  return a.end - a.begin == b.end - b.begin &&
+         std::memcmp(w.index + (panels_of(w) + 1 + a.begin) * 4,
+                     w.index + (panels_of(w) + 1 + b.begin) * 4, size_t(a.end - a.begin) * 4) == 0;
+}
+
+// The tiles of a panel are one after the other, in the order of a dense panel whose K is that of
+// the tiles: it is multiplied as such, with what A has there. Neighbours of the same slices go
+// together.
+void gather_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t panel,
+                         const GemmS8S8S32& gemm, int8_t* scratch) {
+  for (int64_t column = 0; column < gemm.n;) {
+    const TileRange tiles = panel_tiles(w, panel);
+    int64_t count = 1;
+    while (column + count * kPanelColumns < gemm.n &&
+           same_slices(w, tiles, panel_tiles(w, panel + count))) {
+      ++count;
+    }
+    GemmS8S8S32 part = advance(gemm, column);
+    part.n = std::min(count * kPanelColumns, gemm.n - column);
+    part.k_pad = (tiles.end - tiles.begin) * kBlockK;
+    part.panels = w.panels + tiles.begin * kSliceBytes;
+    part.a = scratch;
+    for (int64_t row = 0; row < gemm.m; row += kGatherRows) {
+      const int64_t rows = std::min(kGatherRows, gemm.m - row);
+      gather(w, tiles, gemm, plan.gemm->tile_rows, row, rows, scratch);
+      plan.gemm->run(at_row(part, row, rows));
+    }
+    panel += count;
+    column += count * kPanelColumns;
+  }
+}
+
+}  // namespace
+
+int64_t columns_scratch_bytes(const LinearPlan& plan, const PackedWeight& weight, int64_t rows) {
+  if (is_masked(weight)) {
+    return plan.masked != nullptr ? 0 : expanded_columns(*plan.gemm, weight.k_pad) * weight.k_pad;
+  }
+  if (weight.layout == WeightLayout::dense) return 0;
+  return std::min(round_up(rows, kPanelColumns), kGatherRows) * weight.k_pad;
+}
+
+void multiply_columns(const LinearPlan& plan, const LinearWeight& weight, int64_t begin,
+                      int64_t end, GemmS8S8S32 gemm, int8_t* scratch) {
+  const PackedWeight& w = weight.packed;
+  const int64_t panel = begin / kPanelColumns;
+  gemm.n = end - begin;
+  gemm.compensation = w.compensation + begin;
+  gemm.b_scale = weight.scale + begin;
+  gemm.bias = weight.bias == nullptr ? nullptr : weight.bias + begin;
+  if (w.layout == WeightLayout::dense) {
+    gemm.panels = w.panels + begin * w.k_pad;
+    plan.gemm->run(gemm);
+  } else if (!is_masked(w)) {
+    gather_and_multiply(plan, w, panel, gemm, scratch);
+  } else if (plan.masked != nullptr) {
+    plan.masked->run({gemm, &w, panel});
+  } else {
+    expand_and_multiply(plan, w, panel, gemm, scratch);
+  }
+}
+
+}  // namespace fastinfer::cpu
