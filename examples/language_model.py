@@ -123,15 +123,30 @@ def criteria(model: nn.Module, calibration: Texts, judged: Texts) -> dict[str, d
     return found
 
 
-def criteria_table(found: dict[str, dict[str, float]]) -> Table:
+def show_criteria(found: dict[str, dict[str, float]], save: bool) -> None:
     names = list(next(iter(found.values())))
+    header = ["half of the weights go", *names]
+    rows = [
+        [what, *(tradeoff.number(by_name[name]) if name in by_name else "" for name in names)]
+        for what, by_name in found.items()
+    ]
     table = Table(title="Perplexity after pruning alone, by criterion", title_justify="left")
-    for column in ("half of the weights go", *names):
+    for column in header:
         table.add_column(column)
-    for what, by_name in found.items():
-        cells = (tradeoff.number(by_name[name]) if name in by_name else "" for name in names)
-        table.add_row(what, *cells)
-    return table
+    for row in rows:
+        table.add_row(*row)
+    tradeoff.console.print(table)
+    notes = [_verdict(what, by_name) for what, by_name in found.items()]
+    for note in notes:
+        tradeoff.say(note)
+    if save:
+        tradeoff.put_into_docs("criteria", tradeoff.markdown(header, rows), *notes)
+
+
+def _verdict(what: str, by_name: dict[str, float]) -> str:
+    worse = [name for name in ("Taylor", "Wanda") if by_name[name] >= by_name["magnitude"]]
+    met = f"MISSED by {' and '.join(worse)}" if worse else "reached"
+    return f"{what}: Taylor and Wanda must be better than magnitude, {met}."
 
 
 def main(given: list[str] | None = None) -> tradeoff.Result:
@@ -144,8 +159,9 @@ def main(given: list[str] | None = None) -> tradeoff.Result:
     judged = list(DataLoader(split[:: max(1, len(split) // 160)], BATCH))
     calibration = list(DataLoader(pieces["train"][:: max(1, len(pieces["train"]) // 128)], BATCH))
     tokens = judged[0]["input_ids"]
-    found = criteria(model, calibration, judged)
-    tradeoff.console.print(criteria_table(found))
+    say_fp32 = tradeoff.number(judge(model, judged)[0])
+    tradeoff.say(f"The trained model, fp32: perplexity {say_fp32}.")
+    show_criteria(criteria(model, calibration, judged), arguments.save)
     example = tradeoff.Example(
         name="language_model",
         title="Documentation of packages, a small Llama",

