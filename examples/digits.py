@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastinfer
+import forms
+import results
 import tradeoff
 
 
@@ -73,7 +75,7 @@ def shifted(items: list[tuple[Tensor, ...]]) -> list[Tensor]:
 def train(model: Classifier, data: TensorDataset, epochs: int) -> Classifier:
     loader = DataLoader(data, 64, shuffle=True, collate_fn=shifted)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
-    scheduler = tradeoff.warm_up_and_cosine(optimizer, epochs * len(loader))
+    scheduler = forms.warm_up_and_cosine(optimizer, epochs * len(loader))
     for _ in range(epochs):
         for pixels, digits in loader:
             loss = nn.functional.cross_entropy(model(pixels), digits)
@@ -90,7 +92,7 @@ def accuracy(model: nn.Module, data: TensorDataset) -> list[float]:
     return [float((model(pixels).argmax(1) == digits).float().mean())]
 
 
-def main(given: list[str] | None = None) -> tradeoff.Result:
+def main(given: list[str] | None = None) -> results.Result:
     arguments = tradeoff.arguments_of("handwritten digits", given)
     data = splits()
     torch.manual_seed(0)
@@ -99,14 +101,14 @@ def main(given: list[str] | None = None) -> tradeoff.Result:
     judged = data["validation" if arguments.validation else "test"]
     pixels = judged.tensors[0]
     unlabelled = TensorDataset(data["train"].tensors[0])
-    example = tradeoff.Example(
+    example = forms.Example(
         name="digits",
         title="Handwritten digits, a residual MLP",
         data=(
             f"{len(data['train'])} images of scikit-learn's digits train, {len(judged)} are judged"
         ),
         model=model,
-        metrics=[tradeoff.Metric("accuracy")],
+        metrics=[forms.Metric("accuracy")],
         score=partial(accuracy, data=judged),
         inputs={"1 image": pixels[:1], "256 images": pixels[:256]},
         batches=DataLoader(

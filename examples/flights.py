@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import fastinfer
+import forms
+import results
 import tradeoff
 
 LATE = 15  # minutes
@@ -112,7 +114,7 @@ def loader(data: TensorDataset, size: int = 1024) -> DataLoader:
 def train(model: LateNet, data: TensorDataset, steps: int) -> LateNet:
     batches = itertools.chain.from_iterable(itertools.repeat(loader(data)))  # pass after pass
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
-    scheduler = tradeoff.warm_up_and_cosine(optimizer, steps)
+    scheduler = forms.warm_up_and_cosine(optimizer, steps)
     for ids, numbers, late in itertools.islice(batches, steps):
         with torch.autocast("cpu", torch.bfloat16):
             scores = model(ids, numbers)
@@ -134,7 +136,7 @@ def auc(model: nn.Module, data: TensorDataset) -> list[float]:
     return [float(roc_auc_score(late, scores[:, 1] - scores[:, 0]))]
 
 
-def main(given: list[str] | None = None) -> tradeoff.Result:
+def main(given: list[str] | None = None) -> results.Result:
     arguments = tradeoff.arguments_of("late flights", given)
     data, sizes = splits()
     torch.manual_seed(0)
@@ -143,7 +145,7 @@ def main(given: list[str] | None = None) -> tradeoff.Result:
     judged = data["validation" if arguments.validation else "test"]
     ids, numbers, _ = judged.tensors
     unlabelled = TensorDataset(*data["train"].tensors[:2])
-    example = tradeoff.Example(
+    example = forms.Example(
         name="flights",
         title="Late flights, embedding tables and an MLP",
         data=(
@@ -151,7 +153,7 @@ def main(given: list[str] | None = None) -> tradeoff.Result:
             "are judged"
         ),
         model=model,
-        metrics=[tradeoff.Metric("AUC")],
+        metrics=[forms.Metric("AUC")],
         score=partial(auc, data=judged),
         inputs={"1 row": (ids[:1], numbers[:1]), "512 rows": (ids[:512], numbers[:512])},
         batches=loader(unlabelled),

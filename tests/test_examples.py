@@ -10,7 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import docstrings
-import tradeoff
+import forms
+import results
 
 for package in ("sklearn", "pandas", "accelerate", "matplotlib", "transformers"):
     pytest.importorskip(package)
@@ -54,13 +55,13 @@ def test_docs_have_a_place_for_the_table_and_the_picture(name: str) -> None:
 
 
 def test_pareto_is_what_no_other_beats() -> None:
-    assert tradeoff.pareto([3.0, 1.0, 2.0, 2.0], [1.0, 0.5, 0.4, 0.9]) == [1, 3, 0]
-    assert tradeoff.pareto([1.0, 1.0], [0.5, 0.6]) == [1]
+    assert results.pareto([3.0, 1.0, 2.0, 2.0], [1.0, 0.5, 0.4, 0.9]) == [1, 3, 0]
+    assert results.pareto([1.0, 1.0], [0.5, 0.6]) == [1]
 
 
 def test_kept_is_1_if_nothing_is_lost_and_less_if_something_is() -> None:
-    assert tradeoff.Metric("accuracy").kept(0.45, 0.9) == 0.5
-    assert tradeoff.Metric("perplexity", lower_is_better=True).kept(80.0, 40.0) == 0.5
+    assert forms.Metric("accuracy").kept(0.45, 0.9) == 0.5
+    assert forms.Metric("perplexity", lower_is_better=True).kept(80.0, 40.0) == 0.5
 
 
 def test_files_do_not_share_splits_and_paragraphs_come_once() -> None:
