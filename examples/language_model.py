@@ -69,6 +69,11 @@ def loader(pieces: Texts) -> DataLoader:
     return DataLoader(pieces, BATCH, sampler=sampler, drop_last=True, generator=generator)
 
 
+def batches(pieces: Texts, count: int) -> Texts:
+    """So many batches, of texts taken evenly."""
+    return list(DataLoader(pieces[:: max(1, len(pieces) // (BATCH * count))], BATCH))[:count]
+
+
 def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of every token but the first, given those before it."""
     logits = model(**batch).logits[:, :-1].float()
@@ -76,11 +81,11 @@ def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def train(model: nn.Module, pieces: Texts, steps: int) -> nn.Module:
-    batches = itertools.chain.from_iterable(itertools.repeat(loader(pieces)))  # pass after pass
+    passes = itertools.chain.from_iterable(itertools.repeat(loader(pieces)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1, fused=True)
     scheduler = forms.warm_up_and_cosine(optimizer, steps)
     model.train()
-    for batch in itertools.islice(batches, steps):
+    for batch in itertools.islice(passes, steps):
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(model, batch)
         optimizer.zero_grad()
@@ -156,19 +161,20 @@ def main(given: list[str] | None = None) -> results.Result:
     pieces = texts(["stdlib"] if arguments.short else ["stdlib", "numpy", "scipy", "sklearn"])
     torch.manual_seed(0)
     model = llama(width=128 if arguments.short else 512)
-    train(model, pieces["train"], steps=20 if arguments.short else 180)
-    split = pieces["validation" if arguments.validation else "test"]
-    judged = list(DataLoader(split[:: max(1, len(split) // 160)], BATCH))
-    calibration = list(DataLoader(pieces["train"][:: max(1, len(pieces["train"]) // 128)], BATCH))
+    steps = 20 if arguments.short else 180
+    train(model, pieces["train"], steps)
+    split = "validation" if arguments.validation else "test"
+    judged = batches(pieces[split], count=2 if arguments.short else 10)
+    calibration = batches(pieces["train"], count=2 if arguments.short else 8)
     tokens = judged[0]["input_ids"]
-    say_fp32 = results.number(judge(model, judged)[0])
-    results.say(f"The trained model, fp32: perplexity {say_fp32}.")
+    perplexity = results.number(judge(model, judged)[0])
+    results.say(f"The trained model, fp32: perplexity {perplexity}.")
     show_criteria(criteria(model, calibration, judged), arguments.save)
     example = forms.Example(
         name="language_model",
         title="Documentation of packages, a small Llama",
         data=(
-            f"{LENGTH * len(pieces['train']):,} tokens of docstrings train, "
+            f"{steps * BATCH * LENGTH:,} tokens of docstrings train, "
             f"{sum(batch['input_ids'].numel() for batch in judged):,} of other files are judged"
         ),
         model=model,
@@ -184,7 +190,7 @@ def main(given: list[str] | None = None) -> results.Result:
         batches=loader(pieces["train"]),
         calibration=calibration,
         loss=fastinfer.KD(temperature=1.0, alpha=1.0),
-        steps=3 if arguments.short else 50,
+        steps=3 if arguments.short else 40,
         lr=1e-3,
         blocks=0.5,
         channels=0.5,
