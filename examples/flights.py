@@ -161,7 +161,7 @@ def main(given: list[str] | None = None) -> results.Result:
         loss=fastinfer.KD(temperature=1.0, alpha=1.0),
         steps=5 if arguments.short else 300,
         lr=5e-4,
-        blocks=0.9,
+        blocks=0.7,
         channels=0.5,
         mixed_precision="bf16",
     )

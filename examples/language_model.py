@@ -71,7 +71,8 @@ def loader(pieces: Texts) -> DataLoader:
 
 def batches(pieces: Texts, count: int) -> Texts:
     """So many batches, of texts taken evenly."""
-    return list(DataLoader(pieces[:: max(1, len(pieces) // (BATCH * count))], BATCH))[:count]
+    texts = BATCH * count
+    return list(DataLoader([pieces[i * len(pieces) // texts] for i in range(texts)], BATCH))
 
 
 def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -191,7 +192,7 @@ def main(given: list[str] | None = None) -> results.Result:
         calibration=calibration,
         loss=fastinfer.KD(temperature=1.0, alpha=1.0),
         steps=3 if arguments.short else 40,
-        lr=1e-3,
+        lr=3e-4,
         blocks=0.5,
         channels=0.5,
         mixed_precision="bf16",

@@ -120,7 +120,9 @@ def save(example: Example, result: Result) -> None:
         f"Measured on {config.cpu}, {config.threads} threads, {config.isa_in_use}, "
         f"torch {torch.__version__}.",
     ]
-    put_into_docs(example.name, markdown(["form", *columns(example)], rows), *notes)
+    shown = markdown(["form", *columns(example)], rows)
+    picture = f"![{example.title}](examples/{example.name}.png)"
+    put_into_docs(example.name, f"{shown}\n\n{picture}", *notes)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -129,7 +131,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def put_into_docs(name: str, shown: str, *notes: str) -> None:
-    """Replaces what stands between the markers of `name`: a table, then a list of sentences."""
+    """Replaces what stands between the markers of `name`: what is shown, then a list of notes."""
     page = DOCS / "examples.md"
     before, rest = page.read_text("utf-8").split(f"<!-- {name} -->\n")
     after = rest.split(f"<!-- /{name} -->")[1]
