@@ -155,17 +155,17 @@ def draw(example: Example, result: Result, path: Path) -> None:
         best = pareto(costs, kept)
         axes.plot([costs[i] for i in best], [kept[i] for i in best], color="0.8", zorder=1)
         for i, form in enumerate(result.forms):
-            axes.scatter(costs[i], kept[i], s=45, color="tab:green" if i in best else "0.6")
-            axes.annotate(
-                form.name, (costs[i], kept[i]), (5, 5), textcoords="offset points", fontsize=8
-            )
+            ring = "black" if i in best else "none"
+            axes.scatter(costs[i], kept[i], s=60, color=f"C{i}", edgecolor=ring, label=form.name)
         axes.set_xscale("log")
-        axes.margins(0.18)
+        axes.margins(0.1)
         axes.set_xlabel(label)
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
     figure.axes[0].set_ylabel(f"kept of fp32's {example.metrics[0].name}, %")
-    figure.suptitle(f"{example.title}: green where nothing is both cheaper and better", fontsize=11)
+    names = [form.name for form in result.forms]
+    figure.legend(figure.axes[0].collections, names, loc="outside lower center", ncols=len(names))
+    figure.suptitle(f"{example.title} (ringed: nothing is both cheaper and better)", fontsize=11)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=90)
 
