@@ -140,7 +140,7 @@ def main(given: list[str] | None = None) -> results.Result:
     arguments = tradeoff.arguments_of("late flights", given)
     data, sizes = splits()
     torch.manual_seed(0)
-    model = LateNet(sizes, inner=128 if arguments.short else 1024)
+    model = LateNet(sizes, inner=512 if arguments.short else 1024)
     train(model, data["train"], steps=20 if arguments.short else 500)
     judged = data["validation" if arguments.validation else "test"]
     ids, numbers, _ = judged.tensors

@@ -49,12 +49,12 @@ def texts(packages: list[str]) -> dict[str, Texts]:
     return pieces
 
 
-def llama(width: int) -> LlamaForCausalLM:
+def llama(width: int, blocks: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=2,
+        num_hidden_layers=blocks,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=LENGTH,
@@ -161,7 +161,7 @@ def main(given: list[str] | None = None) -> results.Result:
     arguments = tradeoff.arguments_of("a small Llama", given)
     pieces = texts(["stdlib"] if arguments.short else ["stdlib", "numpy", "scipy", "sklearn"])
     torch.manual_seed(0)
-    model = llama(width=128 if arguments.short else 512)
+    model = llama(128, blocks=1) if arguments.short else llama(512, blocks=2)
     steps = 20 if arguments.short else 180
     train(model, pieces["train"], steps)
     split = "validation" if arguments.validation else "test"

@@ -89,7 +89,7 @@ def main(given: list[str] | None = None) -> results.Result:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoder = AutoModel.from_pretrained(folder)
     if arguments.short:
-        encoder.encoder.layer = encoder.encoder.layer[:2]
+        encoder.encoder.layer = encoder.encoder.layer[:1]
     model = Embedder(encoder).eval()
 
     packages = ["stdlib"] if arguments.short else ["stdlib", "numpy", "scipy", "sklearn"]
@@ -121,7 +121,7 @@ def main(given: list[str] | None = None) -> results.Result:
             "32 sentences": batches_of(tokenizer, [pair[0] for pair in pairs[:32]], 32)[0],
         },
         batches=DataLoader(batches, batch_size=None, shuffle=True, generator=generator),
-        calibration=batches[:: max(1, len(batches) // 8)],
+        calibration=batches[:: len(batches) // (2 if arguments.short else 8)],
         # 384: the squared distance of two embeddings, rather than its mean over channels
         loss=[
             fastinfer.FeatureMatch({"mean": "mean"}, weight=384.0),
