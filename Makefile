@@ -15,7 +15,7 @@ EDITABLE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-dir=$(BU
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test bench lint style format wheel asan tsan cross native clean
+.PHONY: demo test examples bench lint style format wheel asan tsan cross native clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo native
@@ -23,6 +23,12 @@ demo: $(VENV)/.demo native
 
 test: $(VENV)/.dev native
 	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests
+
+examples: $(VENV)/.examples native
+	$(PY) examples/digits.py --save
+	$(PY) examples/flights.py --save
+	$(PY) examples/language_model.py --save
+	$(PY) examples/sentences.py --save
 
 bench: $(VENV)/.bench native
 	$(PY) bench/linear.py
@@ -97,7 +103,11 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.torch
-	$(EDITABLE) '.[demo,dev,distill,plot,prune,search]'
+	$(EDITABLE) '.[dev,examples,prune,search]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.examples: pyproject.toml | $(VENV)/.torch
+	$(EDITABLE) '.[examples]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.torch

