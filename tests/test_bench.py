@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import sleep
@@ -17,6 +18,7 @@ import peers
 import records
 import roofline
 import sections
+import sparse
 import timing
 import verdict
 from fastinfer import _C
@@ -203,3 +205,22 @@ def test_a_tiny_run_of_the_norms(tmp_path: Path) -> None:
     for r in ours:  # two reads and a write of bfloat16; int8, scale and offset
         assert r.value * r.median_us == pytest.approx(70 * (3 * 2 * 48 + 48 + 8) * 1e6, rel=1e-3)
         assert 0 < r.relative_error < 1e-2
+
+
+def test_sparse_figures_are_over_the_dense_layer_and_the_right_peers() -> None:
+    found = [
+        *cell("sparse", 1, **{"dense": 30, "2:4": 20, "bitmask": 15, "tiles": 5}),
+        *cell("sparse", 128, **{"dense": 30, "2:4": 32, "tiles": 6, "torch BSR": 90, "onnx": 24}),
+    ]
+    ours = ("dense", *sparse.STRUCTURES)
+    found = [replace(r, kind="ours") if r.candidate in ours else r for r in found]
+    figures = [[value for value, _ in row.figures] for row in sparse.numbers(found)]
+    assert figures == [[1.5], [30 / 32], [5.0], [15.0], [4.0], [2.0]]
+
+
+def test_a_tiny_run_of_sparse_layers() -> None:
+    with torch.inference_mode():
+        few, many = (list(sparse.measure((64, 48), m, 1, 0.01, [])) for m in (1, 128))
+    assert [r.candidate for r in few] == ["dense", "2:4", "bitmask", "tiles"]
+    assert {r.copies for r in few} == {40}
+    assert [r.candidate for r in many] == ["dense", "2:4", "bitmask", "tiles", "torch BSR"]
