@@ -1,6 +1,6 @@
 """Sparse int8 weights beside our dense ones, and tiles beside torch's BSR and the dense peers.
 
-python bench/sparse.py                                  # 3 shapes, 1 and 2 threads, 4 minutes
+python bench/sparse.py                                  # 3 shapes, 1 and 2 threads, 5 minutes
 python bench/sparse.py --shapes 768x3072 --rows 1,128 --threads 1 --csv sparse.csv
 
 Weights: Gaussian, then 2 of 4 zero ("2:4"), 70 % zero anywhere ("bitmask"), or 90 % of the tiles
