@@ -16,7 +16,10 @@ namespace {
 
 // In assembly: GCC loads a mask once for all uses and moves it from one register file to the other,
 // which takes longer than to load it again.
-inline const uint64_t& memory64(const uint8_t* p) { return *reinterpret_cast<const uint64_t*>(p); }
+struct __attribute__((packed, may_alias)) Memory64 {
+  uint64_t bits;
+};
+inline const Memory64& memory64(const uint8_t* p) { return *reinterpret_cast<const Memory64*>(p); }
 inline __mmask64 load_mask(const uint8_t* p) {
   __mmask64 mask;
   __asm__("kmovq %1, %0" : "=k"(mask) : "m"(memory64(p)));

@@ -37,7 +37,11 @@ struct ScalarVec {
   // The vector types, of an even width, also have swap_pairs(a): lanes 2i and 2i + 1 exchanged.
   // 2^n for shifted = n + 1.5 * 2^23, n in [-126, 127].
   static F pow2_shifted(F shifted) { return from_bits((to_bits(shifted) << 23) + 0x3f800000u); }
-  static F from_s32(const int32_t* p) { return float(*p); }
+  static F from_s32(const int32_t* p) {  // at any byte, as the sums in a packed weight may be
+    int32_t v;
+    std::memcpy(&v, p, sizeof v);
+    return float(v);
+  }
 
   // The first n (<= width) elements at p; lanes past n are unspecified.
   static F load(const float* p, int = 1) { return *p; }
