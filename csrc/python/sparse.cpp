@@ -30,8 +30,7 @@ Packed pack(const Array<int8_t>& w, WeightLayout layout) {
 
 Packed pack_masked(const Array<int8_t>& w, const std::string& name) {
   WeightLayout layout;
-  if (!parse_weight_layout(name.c_str(), &layout) || layout == WeightLayout::dense ||
-      layout == WeightLayout::bsr) {
+  if (!parse_weight_layout(name.c_str(), &layout) || !is_masked(layout)) {
     throw py::value_error("layout: got \"" + name + "\", want sp24 or bitmask");
   }
   return pack(w, layout);

@@ -4,10 +4,6 @@ namespace fastinfer::cpu {
 
 namespace {
 
-bool is_masked(const PackedWeight& w) {
-  return w.layout == WeightLayout::sp24 || w.layout == WeightLayout::bitmask;
-}
-
 // Rows whose tiles are gathered at a time: a multiple of the rows of any A layout's blocks.
 constexpr int64_t kGatherRows = 64;
 
@@ -112,7 +108,7 @@ void gather_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
 }  // namespace
 
 int64_t columns_scratch_bytes(const LinearPlan& plan, const PackedWeight& weight, int64_t rows) {
-  if (is_masked(weight)) {
+  if (is_masked(weight.layout)) {
     return (plan.masked != nullptr ? rows : expanded_columns(*plan.gemm, weight.k_pad)) *
            weight.k_pad;
   }
@@ -135,7 +131,7 @@ void multiply_columns(const LinearPlan& plan, const LinearWeight& weight, int64_
     plan.gemm->run(gemm);
   } else if (plan.bsr != nullptr) {
     plan.bsr->run({gemm, &w, panel});
-  } else if (!is_masked(w)) {
+  } else if (!is_masked(w.layout)) {
     gather_and_multiply(plan, w, panel, gemm, scratch);
   } else if (plan.masked != nullptr) {
     plan.masked->run({gemm, &w, panel, scratch});

@@ -220,7 +220,7 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
     const PackedWeight& weight = p.weights[i].packed;
     job.panels += panels_of(weight);
     kinds.stored += double(weight.stored_bytes());
-    kinds.masked = kinds.masked || weight.masked != nullptr;
+    kinds.masked = kinds.masked || is_masked(weight.layout);
     kinds.only_bsr = kinds.only_bsr && weight.layout == WeightLayout::bsr;
   }
   if (p.m == 0 || job.panels == 0) return true;

@@ -54,9 +54,8 @@ int64_t index_bytes(WeightLayout layout, int64_t panels, int64_t tiles) {
 // `data`: of all slices.
 int64_t total_bytes(WeightLayout layout, int64_t n, int64_t data, int64_t tiles) {
   const int64_t n_pad = round_up(n, kPanelColumns);
-  const bool masked = layout == WeightLayout::sp24 || layout == WeightLayout::bitmask;
   return int64_t(sizeof(PackedHeader)) + n_pad * 4 + index_bytes(layout, n_pad / 16, tiles) + data +
-         (masked ? kReadAhead : 0);
+         (is_masked(layout) ? kReadAhead : 0);
 }
 
 int64_t count_tiles(const int8_t* w, int64_t n, int64_t k) {
@@ -190,7 +189,7 @@ void pack_w8(const int8_t* w, int64_t n, int64_t k, uint8_t* packed, WeightLayou
     if (layout == WeightLayout::bitmask) std::memcpy(index + (panel + 1) * 8, &end, 8);
     if (layout == WeightLayout::bsr) std::memcpy(index + (panel + 1) * 4, &tile, 4);
   }
-  if (layout == WeightLayout::sp24 || layout == WeightLayout::bitmask) {
+  if (is_masked(layout)) {
     std::memset(to, 0, size_t(kReadAhead));
   }
 }
@@ -264,7 +263,7 @@ const char* open_packed(const void* packed, int64_t bytes, PackedWeight* weight)
   }
   if (bytes != total_bytes(w.layout, w.n, data, w.tiles)) return kWrongSize;
   const char* begin = base + index_at + index_bytes(w.layout, panels, w.tiles);
-  if (w.layout == WeightLayout::sp24 || w.layout == WeightLayout::bitmask) {
+  if (is_masked(w.layout)) {
     w.masked = reinterpret_cast<const uint8_t*>(begin);
     w.masked_end = w.masked + data;
   } else {

@@ -32,6 +32,9 @@ namespace fastinfer::cpu {
 
 enum class WeightLayout : int { dense, sp24, bitmask, bsr };
 constexpr int kWeightLayoutCount = 4;
+constexpr bool is_masked(WeightLayout layout) {
+  return layout == WeightLayout::sp24 || layout == WeightLayout::bitmask;
+}
 
 struct PackedHeader {
   char magic[8];    // "FASTINFR"
