@@ -1,7 +1,9 @@
 """Fixtures that every test file may use."""
 
+import builtins
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,3 +60,16 @@ def isa(request: pytest.FixtureRequest, force_isa: Callable[[str], None]) -> str
     """Runs the test once under every instruction set of this machine."""
     force_isa(request.param)
     return request.param
+
+
+@pytest.fixture
+def hide_matplotlib(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """``hide_matplotlib()``: from now on importing it fails, as where it is not installed."""
+    real_import = builtins.__import__
+
+    def without_matplotlib(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    return lambda: monkeypatch.setattr(builtins, "__import__", without_matplotlib)

@@ -1,6 +1,5 @@
 """compare: the error of a quantised model, by output and by layer, as data, table and picture."""
 
-import builtins
 import copy
 import json
 import math
@@ -247,17 +246,10 @@ def test_picture(randn: Randn, tmp_path: Path) -> None:
 
 
 def test_picture_without_matplotlib_names_the_extra(
-    randn: Randn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    randn: Randn, tmp_path: Path, hide_matplotlib: Callable[[], None]
 ) -> None:
-    real_import = builtins.__import__
-
-    def without_matplotlib(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
     model = mlp()
     comparison = compare(model, quantized_copy(model), randn(6, 64))
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+    hide_matplotlib()
     with pytest.raises(ImportError, match=r"fastinfer\[plot\]"):
         comparison.plot(tmp_path / "layers.png")

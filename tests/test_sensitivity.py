@@ -1,6 +1,5 @@
 """sensitivity: the error of each layer in each scheme, against layers swapped by hand."""
 
-import builtins
 import copy
 import json
 import math
@@ -151,17 +150,10 @@ def test_table_data_and_picture(randn: Randn, tmp_path: Path) -> None:
 
 
 def test_picture_without_matplotlib_names_the_extra(
-    randn: Randn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    randn: Randn, tmp_path: Path, hide_matplotlib: Callable[[], None]
 ) -> None:
-    real_import = builtins.__import__
-
-    def without_matplotlib(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
     result: Sensitivity = sensitivity(mlp(), [randn(4, 48)], [Int8Dynamic()])
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+    hide_matplotlib()
     with pytest.raises(ImportError, match=r"fastinfer\[plot\]"):
         result.plot(tmp_path / "sensitivity.png")
 

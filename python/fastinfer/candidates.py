@@ -32,6 +32,16 @@ class Layer:
         return self.names[0]
 
 
+def check_container(model: object) -> None:
+    """Raises TypeError or ValueError unless `model` is a module that can hold linear layers."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, want an nn.Module")
+    if isinstance(model, nn.Linear):
+        raise ValueError(
+            "model: got an nn.Linear, which cannot be replaced in place; want a model that holds it"
+        )
+
+
 def check_filter_fn(filter_fn: object) -> None:
     """Raises TypeError unless `filter_fn` is None or can be called."""
     if filter_fn is not None and not callable(filter_fn):

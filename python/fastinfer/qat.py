@@ -10,6 +10,7 @@ from fastinfer.candidates import (
     FilterFn,
     Layer,
     bare,
+    check_container,
     check_filter_fn,
     find_layers,
     group_layers,
@@ -50,7 +51,7 @@ def prepare_qat_(
     Raises TypeError on arguments of other types; ValueError if `model` is itself an nn.Linear, or
     if the calibration is of another model.
     """
-    _check_model(model)
+    check_container(model)
     check_config(config)
     check_filter_fn(filter_fn)
     ranges = config.calibration.by_name if isinstance(config, Int8Static) else {}
@@ -82,7 +83,7 @@ def convert_qat_(model: nn.Module) -> Summary:
     cannot be int8: its weight holds NaN or Inf, it has got hooks, or its weight is shared with a
     module that stays float. The message names it, and the model is as it was.
     """
-    _check_model(model)
+    check_container(model)
     layers = find_layers(model, None)
     prepared = [layer for layer in layers if isinstance(layer.module, QATLinear)]
     if not prepared:
@@ -111,15 +112,6 @@ def convert_qat_(model: nn.Module) -> Summary:
     for layer in prepared:
         put(layer, made[layer.module])
     return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model))
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, want an nn.Module")
-    if isinstance(model, nn.Linear):
-        raise ValueError(
-            "model: got an nn.Linear, which cannot be replaced in place; want a model that holds it"
-        )
 
 
 def _change_class(module: Any) -> None:

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastinfer.candidates import FilterFn, Layer, check_filter_fn, find_layers, group_layers
+from fastinfer.candidates import (
+    FilterFn,
+    Layer,
+    check_container,
+    check_filter_fn,
+    find_layers,
+    group_layers,
+)
 from fastinfer.config import Int8Dynamic
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.fuse import fuse_
@@ -54,7 +61,10 @@ def sparsify_(
     training. What the model raises on example_inputs comes through. An exception leaves the model
     as it was.
     """
-    _check(model, filter_fn, example_inputs)
+    check_container(model)
+    check_filter_fn(filter_fn)
+    if example_inputs is not None:
+        check_inputs("example_inputs", example_inputs)
     layers = find_layers(model, filter_fn, parametrized_too=True)
     for layer in layers:
         masked = mask_of(layer.module) is not None
@@ -94,18 +104,6 @@ def layout_for(structure: Structure) -> Layout:
         whole = all(size % tile == 0 for size, tile in zip(structure.block, _TILE, strict=True))
         return "bsr" if whole else "bitmask"
     return "bitmask"
-
-
-def _check(model: object, filter_fn: object, example_inputs: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, want an nn.Module")
-    check_filter_fn(filter_fn)
-    if example_inputs is not None:
-        check_inputs("example_inputs", example_inputs)
-    if isinstance(model, nn.Linear):
-        raise ValueError(
-            "model: got an nn.Linear, which cannot be replaced in place; want a model that holds it"
-        )
 
 
 def _structures(layers: list[Layer]) -> dict[str, Structure]:
