@@ -1,0 +1,29 @@
+// Launches the int8 matmul of gemm_s8s8s32.h by a plan of heuristics.h.
+#pragma once
+
+#ifndef FASTINFER_EMULATE
+#include <cuda_runtime_api.h>
+#else
+#include "emulator.h"
+#endif
+
+#include "cuda/gemm_s8s8s32/gemm_s8s8s32.h"
+#include "cuda/gemm_s8s8s32/heuristics.h"
+
+namespace fastinfer::cuda {
+
+struct GemmWorkspace {
+  int32_t* counters;  // plan.tiles of them, all zero when the kernel begins
+  int32_t* partials;  // plan.partial_bytes
+};
+
+// m, n >= 1. No allocation, no synchronisation.
+cudaError_t launch_gemm_s8s8s32(const GemmS8S8S32& p, const GemmPlan& plan,
+                                const GemmWorkspace& workspace, cudaStream_t stream);
+
+// What it calls: one file each.
+cudaError_t launch_gemv(const GemmS8S8S32& p, const GemmPlan& plan, cudaStream_t stream);
+cudaError_t launch_tiles(const GemmS8S8S32& p, const GemmPlan& plan, const GemmWorkspace& workspace,
+                         cudaStream_t stream);
+
+}  // namespace fastinfer::cuda
