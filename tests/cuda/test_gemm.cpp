@@ -102,7 +102,7 @@ void check(const Case& c, const cuda::GemmPlan& plan) {
     std::memset(counters.as<void>(), 0, size_t(plan.tiles * 4));
     std::memset(got.as<void>(), 0xa5, size_t(out_bytes));
     const cuda::GemmWorkspace workspace{counters.as<int32_t>(), partials.as<int32_t>()};
-    CHECK(cuda::launch_gemm_s8s8s32(p, plan, workspace, nullptr) == cudaSuccess);
+    CHECK(cuda::launch_gemm_s8s8s32(p, plan, workspace, false, nullptr) == cudaSuccess);
     CHECK(same_elements(got.as<void>(), want.as<void>(), c.m * c.n, c.out_dtype));
   });
 }

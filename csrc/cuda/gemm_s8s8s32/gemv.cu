@@ -99,9 +99,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t launch_gemv(const GemmS8S8S32& p, const GemmPlan& plan, cudaStream_t stream) {
+cudaError_t launch_gemv(const GemmS8S8S32& p, const GemmPlan& plan, bool dependent,
+                        cudaStream_t stream) {
   const int64_t columns = kGemvWarps / plan.warps_per_row * kGemvRows;
-  const LaunchShape shape{dim3(unsigned((p.n + columns - 1) / columns)), dim3(kThreads), 0, true};
+  const LaunchShape shape{dim3(unsigned((p.n + columns - 1) / columns)), dim3(kThreads), 0,
+                          dependent};
   switch (p.m) {
     case 1: return launch(gemv_kernel<1>, shape, stream, p, plan.warps_per_row);
     case 2: return launch(gemv_kernel<2>, shape, stream, p, plan.warps_per_row);

@@ -162,24 +162,24 @@ __global__ void __launch_bounds__(Tiles<kTile>::kThreads)
 
 template <int kTile>
 cudaError_t launch_tile(const GemmS8S8S32& p, const GemmPlan& plan, const GemmWorkspace& workspace,
-                        cudaStream_t stream) {
+                        bool dependent, cudaStream_t stream) {
   constexpr TileShape tile = kTileShapes[kTile];
   const dim3 grid(unsigned((p.n + tile.block_n - 1) / tile.block_n),
                   unsigned((p.m + tile.block_m - 1) / tile.block_m), unsigned(plan.splits));
-  const LaunchShape shape{grid, dim3(tile.threads()), tile.shared_bytes(), true};
+  const LaunchShape shape{grid, dim3(tile.threads()), tile.shared_bytes(), dependent};
   return launch(tiles_kernel<kTile>, shape, stream, p, plan.splits, plan.k_per_split, workspace);
 }
 
 }  // namespace
 
 cudaError_t launch_tiles(const GemmS8S8S32& p, const GemmPlan& plan, const GemmWorkspace& workspace,
-                         cudaStream_t stream) {
+                         bool dependent, cudaStream_t stream) {
   static_assert(kTileShapeCount == 4, "one case below for each");
   switch (plan.tile) {
-    case 0: return launch_tile<0>(p, plan, workspace, stream);
-    case 1: return launch_tile<1>(p, plan, workspace, stream);
-    case 2: return launch_tile<2>(p, plan, workspace, stream);
-    case 3: return launch_tile<3>(p, plan, workspace, stream);
+    case 0: return launch_tile<0>(p, plan, workspace, dependent, stream);
+    case 1: return launch_tile<1>(p, plan, workspace, dependent, stream);
+    case 2: return launch_tile<2>(p, plan, workspace, dependent, stream);
+    case 3: return launch_tile<3>(p, plan, workspace, dependent, stream);
     default: return cudaErrorInvalidValue;
   }
 }

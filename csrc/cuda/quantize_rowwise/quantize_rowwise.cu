@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <DType kType, int kThreads>
 cudaError_t launch_rows(const QuantizeRowwise& p, cudaStream_t stream) {
-  const LaunchShape shape{dim3(unsigned(p.rows)), dim3(kThreads), 0, true};
+  const LaunchShape shape{dim3(unsigned(p.rows)), dim3(kThreads), 0, false};
   const bool aligned = rows_aligned(p.x, p.ldx, kType);
   return launch(quantize_rowwise_kernel<kType, kThreads>, shape, stream, p, aligned);
 }
