@@ -130,7 +130,7 @@ def test_traced_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (y.shape, y.dtype, y.device.type) == ((2, 3, 33), torch.bfloat16, "cuda")
         dense = empty(ops.packed_bytes(32, 70), dtype=torch.uint8)
         with pytest.raises(ValueError, match="packed for CUDA"):
-            ops.linear_w8a8(x, dense, scale[:32])
+            ops.linear_w8a8(x, dense, empty(32))
         with pytest.raises(ValueError, match="want cuda: w is on cuda"):
             ops.pack_w8(empty(33, 70, dtype=torch.int8))
 
