@@ -67,6 +67,37 @@ __device__ inline void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// c += A B for A [16, 16], B [16, 8] of bf16 or f16. Two elements a register: lane 4 g + t holds of
+// A rows g and g + 8 at k = 2 t and 8 + 2 t, of B column g at the same k; C as above.
+template <DType kType>
+__device__ inline void mma_16bit(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (kType == DType::bf16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// Byte i of the result is the one of a (0 to 3) or b (4 to 7) that hexadecimal digit i names.
+__device__ inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t digits) {
+  return __byte_perm(a, b, digits);
+}
+
+// Two float16 differences.
+__device__ inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
 // Four matrices of 8 rows of 16 bytes: lanes 8 i to 8 i + 7 point to the rows of matrix i; lane
 // 4 g + t gets bytes 4 t to 4 t + 3 of row g of each.
 __device__ inline void load_matrix(uint32_t (&r)[4], const void* row) {

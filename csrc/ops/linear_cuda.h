@@ -76,6 +76,20 @@ struct CudaScale {
   }
 };
 
+inline std::optional<Rows> check_cuda_residual(const char* op, const CudaCall& call,
+                                               const std::optional<Tensor>& residual,
+                                               const std::vector<int64_t>& shape,
+                                               ScalarType out_dtype) {
+  if (!residual) return std::nullopt;
+  call.check_device("residual", *residual);
+  STD_TORCH_CHECK(residual->scalar_type() == out_dtype, op, ": residual has dtype ",
+                  dtype_text(residual->scalar_type()), ", want that of the output, ",
+                  dtype_text(out_dtype));
+  STD_TORCH_CHECK(shape == std::vector<int64_t>(residual->sizes().begin(), residual->sizes().end()),
+                  op, ": residual has shape ", shape_text(*residual), ", want that of the output");
+  return Rows(*residual);
+}
+
 // x of an int8 linear, and the products of its rows with any number of weights.
 class CudaLinear {
  public:

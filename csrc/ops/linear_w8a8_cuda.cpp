@@ -19,16 +19,9 @@ Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scal
   const ScalarType out_type = linear.out_dtype(kOp, out_dtype);
   p.out_dtype = *float_dtype(out_type);
   const std::vector<int64_t> shape = output_shape(x, weight.n);
-  std::optional<Rows> residual_rows;
-  if (residual) {
-    call.check_device("residual", *residual);
-    STD_TORCH_CHECK(residual->scalar_type() == out_type, kOp, ": residual has dtype ",
-                    dtype_text(residual->scalar_type()), ", want that of the output, ",
-                    dtype_text(out_type));
-    STD_TORCH_CHECK(
-        shape == std::vector<int64_t>(residual->sizes().begin(), residual->sizes().end()), kOp,
-        ": residual has shape ", shape_text(*residual), ", want that of the output");
-    residual_rows.emplace(*residual);
+  const std::optional<Rows> residual_rows =
+      check_cuda_residual(kOp, call, residual, shape, out_type);
+  if (residual_rows) {
     p.residual = residual_rows->data;
     p.ld_residual = residual_rows->ld_bytes / cpu::size_of(p.out_dtype);
   }

@@ -16,6 +16,8 @@
 #include <cstring>
 #include <functional>
 
+#include "cpu/vec/scalar.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -117,6 +119,50 @@ inline void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
     }
   }
   emulator::warp_barrier();
+}
+
+template <cpu::DType kType>
+void mma_16bit(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct Operands {
+    uint32_t a[4], b[2];
+  };
+  const Operands mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  emulator::put(&mine, sizeof mine);
+  emulator::warp_barrier();
+  const auto value = [](uint32_t pair, int i) {
+    const uint16_t half = uint16_t(pair >> (16 * i));
+    return cpu::ScalarVec::load(&half, kType);
+  };
+  const int g = emulator::place().lane / 4, t = emulator::place().lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    for (int k = 0; k < 8; ++k) {  // pairs
+      const auto left = of_lane<Operands>(g * 4 + k % 4);
+      const auto right = of_lane<Operands>((2 * t + i % 2) * 4 + k % 4);
+      for (int e = 0; e < 2; ++e) {
+        c[i] += value(left.a[i / 2 + k / 4 * 2], e) * value(right.b[k / 4], e);
+      }
+    }
+  }
+  emulator::warp_barrier();
+}
+
+inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t digits) {
+  const uint64_t bytes = uint64_t(b) << 32 | a;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    result |= uint32_t(bytes >> ((digits >> (4 * i) & 7) * 8) & 0xff) << (8 * i);
+  }
+  return result;
+}
+
+inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
+  uint32_t result = 0;
+  for (int i = 0; i < 32; i += 16) {
+    const float left = cpu::ScalarVec::from_f16(uint16_t(a >> i));
+    const float right = cpu::ScalarVec::from_f16(uint16_t(b >> i));
+    result |= uint32_t(cpu::ScalarVec::to_f16(left - right)) << i;
+  }
+  return result;
 }
 
 inline void load_matrix(uint32_t (&r)[4], const void* row) {

@@ -1,24 +1,12 @@
 // The float epilogue of gemm_s8s8s32.h on the GPU, to the bits of cpu/gemm_s8s8s32/epilogue.h.
 #pragma once
 
-#include "cpu/vec/math.h"
+#include "cuda/activate.cuh"
 #include "cuda/device.cuh"
 #include "cuda/gemm_s8s8s32/gemm_s8s8s32.h"
 
 namespace fastinfer::cuda {
 namespace {
-
-__device__ inline float activate(Activation activation, float z) {
-  switch (activation) {
-    case Activation::none: return z;
-    case Activation::relu: return cpu::relu<DeviceVec>(z);
-    case Activation::gelu: return cpu::gelu_erf<DeviceVec>(z);
-    case Activation::gelu_tanh: return cpu::gelu_tanh<DeviceVec>(z);
-    case Activation::silu: return cpu::silu<DeviceVec>(z);
-    case Activation::quick_gelu: break;
-  }
-  return cpu::quick_gelu<DeviceVec>(z);
-}
 
 // Finishes one element; neighbouring threads should have neighbouring n.
 __device__ inline void finish(const GemmS8S8S32& p, int64_t m, int64_t n, int32_t acc) {
