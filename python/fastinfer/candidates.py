@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastinfer.nn import QuantizedLinear, why_not_quantizable
+from fastinfer.ops._common import why_not_on
 from fastinfer.projections import is_conv1d
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -171,8 +172,9 @@ def _why_left(
         return None
     if module.weight.is_meta:
         return "it is on the meta device, without values"
-    if module.weight.device.type != "cpu":
-        return f"it is on {module.weight.device}; the kernels are for the CPU"
+    no_kernels = why_not_on(module.weight.device)
+    if no_kernels is not None:
+        return f"it is on {module.weight.device}; {no_kernels}"
     if not all_finite(module.weight):
         return "its weight holds NaN or Inf"
     return None
