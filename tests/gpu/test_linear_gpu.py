@@ -139,7 +139,7 @@ def test_cat_and_gated(m: int) -> None:
                 bias.to(device),
             )
         ]
-        sides.append(ops.linear_w8a8_gated(x.to(device), *arguments, "silu").cpu())
+        sides.append(ops.linear_w8a8_gated(x.to(device), *arguments, activation="silu").cpu())
     assert_same(*sides)
 
 
