@@ -9,6 +9,9 @@ namespace fastinfer::test {
 void test_emulator();
 void test_cuda_pack();
 void test_cuda_quantize();
+void test_cuda_norm();
+void test_cuda_act_mul();
+void test_cuda_rope();
 void test_cuda_gemm();
 
 // `body` with the threads of a block in ascending order, then in descending order: a barrier that
