@@ -17,7 +17,8 @@ namespace {
 
 struct Case {
   DType dtype;
-  int64_t rows, k, extra;  // extra: from the end of a row of x to the next
+  int64_t rows, k, extra, more;  // extra, more: from the end of a row of x, other to the next
+  Side side;                     // of x and other: end guards them, begin aligns them
   Activation activation;
   bool gated, emit_fp, emit_rows;
 };
@@ -52,17 +53,18 @@ struct Outputs {
 
 void check(const Case& c) {
   results().context = "dtype=" + std::to_string(int(c.dtype)) + " rows=" + std::to_string(c.rows) +
-                      " k=" + std::to_string(c.k) + " extra=" + std::to_string(c.extra) +
+                      " k=" + std::to_string(c.k) + " extra=" + std::to_string(c.extra) + "," +
+                      std::to_string(c.more) + (c.side == Side::end ? " end" : " begin") +
                       " activation=" + std::to_string(int(c.activation)) +
                       (c.gated ? " gated" : "") + (c.emit_fp ? " fp" : "") +
                       (c.emit_rows ? " rows" : "");
   Random random(uint64_t(c.rows * 7919 + c.k));
-  const int64_t size = cpu::size_of(c.dtype), ldx = c.k + c.extra, ldo = c.k + 2 * c.extra;
+  const int64_t size = cpu::size_of(c.dtype), ldx = c.k + c.extra, ldo = c.k + c.more;
   const auto bytes = [&](int64_t ld) { return c.rows > 0 ? ((c.rows - 1) * ld + c.k) * size : 0; };
   const auto values = rows_of(random, c.dtype, c.rows, ldx, c.k);
   const auto factors = random_elements(random, c.rows * ldo, c.dtype);
-  const Guarded x(values.data(), bytes(ldx), Side::end);
-  const Guarded other(factors.data(), bytes(ldo), Side::end);
+  const Guarded x(values.data(), bytes(ldx), c.side);
+  const Guarded other(factors.data(), bytes(ldo), c.side);
   const Outputs want(c), got(c);
 
   cpu::ActMul reference{};
@@ -119,10 +121,23 @@ void check(const Case& c) {
   });
 }
 
-Case turned(DType dtype, int64_t rows, int64_t k, int64_t extra, int turn) {
-  return {
-      dtype,         rows,         k, extra, Activation(turn % cpu::kActivationCount), turn % 4 < 2,
-      turn % 3 != 1, turn % 3 != 2};
+struct Gap {
+  int64_t x, other;
+  Side side;
+};
+constexpr Gap kNone{0, 0, Side::end};
+
+Case turned(DType dtype, int64_t rows, int64_t k, Gap gap, int turn) {
+  return {dtype,
+          rows,
+          k,
+          gap.x,
+          gap.other,
+          gap.side,
+          Activation(turn % cpu::kActivationCount),
+          turn % 4 < 2,
+          turn % 3 != 1,
+          turn % 3 != 2};
 }
 
 }  // namespace
@@ -132,13 +147,17 @@ void test_cuda_act_mul() {
     group("cuda act_mul dtype " + std::to_string(int(dtype)), [&] {
       int turn = int(dtype);
       for (const int64_t k : {0, 1, 7, 8, 64, 100, 512, 520, 1031, 2048, 4104, 8200}) {
-        for (const int64_t extra : {0, 8, 3}) check(turned(dtype, 5, k, extra, turn++));
+        for (const Gap& gap :
+             {kNone, Gap{8, 16, Side::end}, Gap{3, 6, Side::end}, Gap{0, 3, Side::begin},
+              Gap{3, 0, Side::begin}, Gap{8 - k % 8, 8 - k % 8, Side::begin}}) {
+          check(turned(dtype, 5, k, gap, turn++));
+        }
       }
-      for (int i = 0; i < 12; ++i) check(turned(dtype, 5, 72, 8, i));
-      check(turned(dtype, 0, 64, 0, 0));
+      for (int i = 0; i < 12; ++i) check(turned(dtype, 5, 72, {8, 8, Side::end}, i));
+      check(turned(dtype, 0, 64, kNone, 0));
       const int64_t longest = (96 << 10) / cpu::size_of(dtype);  // in shared memory
       for (const int64_t k : {longest, longest + 8, longest + 1}) {
-        for (const int i : {0, 1, 2}) check(turned(dtype, 1, k, 0, i));
+        for (const int i : {0, 1, 2}) check(turned(dtype, 1, k, kNone, i));
       }
     });
   }

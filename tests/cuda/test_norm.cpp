@@ -18,7 +18,9 @@ namespace {
 struct Case {
   NormKind kind;
   DType dtype;
-  int64_t rows, k, extra;  // extra: from the end of a row of x to the next
+  int64_t rows, k, extra, more;  // extra, more: from the end of a row of x, residual to the next
+  Side side;                     // of what is read: end guards it, begin aligns it
+  int64_t shift;                 // of the parameters, in elements
   bool residual, weight, bias, emit_fp, emit_rows;
   DType weight_dtype, bias_dtype;
 };
@@ -50,23 +52,26 @@ struct Outputs {
 void check(const Case& c) {
   results().context = std::string(c.kind == NormKind::layer ? "layer" : "rms") +
                       " dtype=" + std::to_string(int(c.dtype)) + " rows=" + std::to_string(c.rows) +
-                      " k=" + std::to_string(c.k) + " extra=" + std::to_string(c.extra) +
+                      " k=" + std::to_string(c.k) + " extra=" + std::to_string(c.extra) + "," +
+                      std::to_string(c.more) + (c.side == Side::end ? " end" : " begin") +
                       (c.residual ? " residual" : "") + (c.emit_fp ? " fp" : "") +
                       (c.emit_rows ? " rows" : "");
   Random random(uint64_t(c.k * 31 + int(c.dtype)));
-  const int64_t size = cpu::size_of(c.dtype), ldx = c.k + c.extra, ldr = c.k + 2 * c.extra;
+  const int64_t size = cpu::size_of(c.dtype), ldx = c.k + c.extra, ldr = c.k + c.more;
   const auto bytes = [&](int64_t ld) { return c.rows > 0 ? ((c.rows - 1) * ld + c.k) * size : 0; };
-  const Guarded x(bytes(ldx), Side::end), residual(bytes(ldr), Side::end);
+  const Guarded x(bytes(ldx), c.side), residual(bytes(ldr), c.side);
   for (int64_t m = 0; m < c.rows && c.k > 0; ++m) {
     const auto a = random_elements(random, c.k, c.dtype), b = random_elements(random, c.k, c.dtype);
     std::memcpy(x.as<char>() + m * ldx * size, a.data(), a.size());
     std::memcpy(residual.as<char>() + m * ldr * size, b.data(), b.size());
     make_special(random, x.as<char>() + m * ldx * size, m, c.k, c.dtype);
   }
-  const auto w = random_elements(random, c.k, c.weight_dtype);
-  const auto b = random_elements(random, c.k, c.bias_dtype);
-  const Guarded weight(w.data(), int64_t(w.size()), Side::end);
-  const Guarded bias(b.data(), int64_t(b.size()), Side::end);
+  const auto w = random_elements(random, c.k + c.shift, c.weight_dtype);
+  const auto b = random_elements(random, c.k + c.shift, c.bias_dtype);
+  const Guarded weight(w.data(), int64_t(w.size()), c.side);
+  const Guarded bias(b.data(), int64_t(b.size()), c.side);
+  const void* weight_at = weight.as<char>() + c.shift * cpu::size_of(c.weight_dtype);
+  const void* bias_at = bias.as<char>() + c.shift * cpu::size_of(c.bias_dtype);
   const Outputs want(c), got(c);
 
   cpu::Norm reference{};
@@ -78,9 +83,9 @@ void check(const Case& c) {
   reference.residual_ld_bytes = ldr * size;
   reference.rows = c.rows;
   reference.k = c.k;
-  reference.weight = c.weight ? weight.as<void>() : nullptr;
+  reference.weight = c.weight ? weight_at : nullptr;
   reference.weight_dtype = c.weight_dtype;
-  reference.bias = c.bias ? bias.as<void>() : nullptr;
+  reference.bias = c.bias ? bias_at : nullptr;
   reference.bias_dtype = c.bias_dtype;
   reference.eps = 1e-5f;
   reference.sum = c.residual ? want.sum.as<void>() : nullptr;
@@ -130,20 +135,23 @@ void check(const Case& c) {
   });
 }
 
+struct Gap {
+  int64_t x, residual;
+  Side side;
+  int64_t shift = 0;
+};
+constexpr Gap kNone{0, 0, Side::end};
+
 // Case `turn` of all that differs but for the sizes.
-Case turned(NormKind kind, DType dtype, int64_t rows, int64_t k, int64_t extra, int turn) {
+Case turned(NormKind kind, DType dtype, int64_t rows, int64_t k, Gap gap, int turn) {
   const bool rows_only = turn % 5 == 1, fp_only = turn % 5 == 2;
-  return {kind,
-          dtype,
-          rows,
-          k,
-          extra,
-          bool(turn & 1),
-          bool(turn & 2),
-          bool(turn & 4),
-          !rows_only,
-          !fp_only,
-          DType(turn % 4 == 3 ? (int(dtype) + 1) % 3 : int(dtype)),
+  return {kind,           dtype,
+          rows,           k,
+          gap.x,          gap.residual,
+          gap.side,       gap.shift,
+          bool(turn & 1), bool(turn & 2),
+          bool(turn & 4), !rows_only,
+          !fp_only,       DType(turn % 4 == 3 ? (int(dtype) + 1) % 3 : int(dtype)),
           DType(turn % 3)};
 }
 
@@ -156,14 +164,19 @@ void test_cuda_norm() {
       group(name + " dtype " + std::to_string(int(dtype)), [&] {
         int turn = int(dtype);
         for (const int64_t k : {0, 1, 7, 8, 31, 32, 33, 64, 100, 512, 520, 1031, 2048, 4104}) {
-          for (const int64_t extra : {0, 8, 3}) check(turned(kind, dtype, 9, k, extra, turn++));
+          for (const Gap& gap :
+               {kNone, Gap{8, 16, Side::end}, Gap{3, 6, Side::end}, Gap{0, 3, Side::begin},
+                Gap{3, 0, Side::begin}, Gap{8 - k % 8, 8 - k % 8, Side::begin},
+                Gap{0, 0, Side::begin, 1}}) {
+            check(turned(kind, dtype, 9, k, gap, turn++));
+          }
         }
-        for (int i = 0; i < 16; ++i) check(turned(kind, dtype, 9, 72, 8, i));
-        check(turned(kind, dtype, 0, 64, 0, 7));
-        check(turned(kind, dtype, 2, 8200, 0, 7));                 // more than 16 elements a thread
+        for (int i = 0; i < 16; ++i) check(turned(kind, dtype, 9, 72, {8, 8, Side::end}, i));
+        check(turned(kind, dtype, 0, 64, kNone, 7));
+        check(turned(kind, dtype, 2, 8200, kNone, 7));             // more than 16 elements a thread
         const int64_t longest = (96 << 10) / cpu::size_of(dtype);  // in shared memory
         for (const int64_t k : {longest, longest + 8, longest + 1}) {
-          for (const int i : {6, 7}) check(turned(kind, dtype, 1, k, 0, i));
+          for (const int i : {6, 7}) check(turned(kind, dtype, 1, k, kNone, i));
         }
       });
     }

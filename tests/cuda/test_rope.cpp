@@ -1,5 +1,6 @@
 // rope on the emulated GPU gives the bits of the CPU's reference.
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/rope/rope.h"
@@ -16,7 +17,8 @@ struct Case {
   DType dtype, table_dtype;
   int64_t batches, tokens, heads, head_size, r;
   bool interleaved, token_major, table_a_batch;
-  int64_t extra;  // elements between heads of x, and between rows of the tables
+  int64_t extra, more;  // elements between heads of x, and between rows of the tables
+  Side side;            // of what is read: end guards it, begin aligns it
 };
 
 void check(const Case& c) {
@@ -24,7 +26,8 @@ void check(const Case& c) {
       "dtype=" + std::to_string(int(c.dtype)) + " table=" + std::to_string(int(c.table_dtype)) +
       " heads=" + std::to_string(c.heads) + " head_size=" + std::to_string(c.head_size) +
       " r=" + std::to_string(c.r) + (c.interleaved ? " interleaved" : " halves") +
-      (c.token_major ? " tokens" : " heads") + " extra=" + std::to_string(c.extra);
+      (c.token_major ? " tokens" : " heads") + " extra=" + std::to_string(c.extra) + "," +
+      std::to_string(c.more);
   Random random(uint64_t(c.head_size * 7919 + c.r));
   const int64_t size = cpu::size_of(c.dtype), table_size = cpu::size_of(c.table_dtype);
   const int64_t step = c.head_size + c.extra, all = c.batches * c.tokens * c.heads;
@@ -36,12 +39,12 @@ void check(const Case& c) {
   for (int64_t i = 0; i < all; ++i) {
     std::memcpy(&values[size_t((i * step + c.head_size - 1) * size)], &nan, size_t(size));
   }
-  const int64_t table_step = c.r + c.extra, rows = (c.table_a_batch ? c.batches : 1) * c.tokens;
-  const auto cosines = random_elements(random, rows * table_step - c.extra, c.table_dtype);
-  const auto sines = random_elements(random, rows * table_step - c.extra, c.table_dtype);
-  const Guarded x(values.data(), int64_t(values.size()), Side::end);
-  const Guarded cos(cosines.data(), int64_t(cosines.size()), Side::end);
-  const Guarded sin(sines.data(), int64_t(sines.size()), Side::end);
+  const int64_t table_step = c.r + c.more, rows = (c.table_a_batch ? c.batches : 1) * c.tokens;
+  const auto cosines = random_elements(random, rows * table_step - c.more, c.table_dtype);
+  const auto sines = random_elements(random, rows * table_step - c.more, c.table_dtype);
+  const Guarded x(values.data(), int64_t(values.size()), c.side);
+  const Guarded cos(cosines.data(), int64_t(cosines.size()), c.side);
+  const Guarded sin(sines.data(), int64_t(sines.size()), c.side);
   const int64_t out_bytes = all * c.head_size * size;
   const Guarded want(out_bytes, Side::end), got(out_bytes, Side::end);
 
@@ -112,18 +115,18 @@ void test_cuda_rope() {
         for (const int64_t rest : {0, 1, 16}) {
           if (r + rest == 0) continue;
           for (const bool interleaved : {false, true}) {
-            for (const int64_t extra : {0, 16, 1}) {
+            for (const auto& [extra, more] : {std::pair{0, 0}, {16, 8}, {1, 1}, {0, 1}, {1, 0}}) {
               ++turn;
               check({dtype[0], dtype[1], 2, 3, 1 + turn % 3, r + rest, r, interleaved, turn % 4 < 2,
-                     turn % 8 < 4, extra});
+                     turn % 8 < 4, extra, more, turn % 3 == 0 ? Side::begin : Side::end});
             }
           }
         }
       }
       // More work in a token than a block has threads.
-      check({dtype[0], dtype[1], 1, 2, 40, 128, 128, false, true, false, 0});
-      check({dtype[0], dtype[1], 1, 2, 40, 129, 64, true, true, false, 0});
-      check({dtype[0], dtype[1], 1, 0, 2, 16, 16, false, true, false, 0});
+      check({dtype[0], dtype[1], 1, 2, 40, 128, 128, false, true, false, 0, 0, Side::end});
+      check({dtype[0], dtype[1], 1, 2, 40, 129, 64, true, true, false, 0, 0, Side::end});
+      check({dtype[0], dtype[1], 1, 0, 2, 16, 16, false, true, false, 0, 0, Side::end});
     });
   }
 }
