@@ -163,12 +163,10 @@ __device__ inline uint2 quantized_bytes(const float (&v)[kLoad], int64_t count, 
   return {packed[0], packed[1]};
 }
 
-// Bytes k to k + 7 of a row of `columns`. kVector: they are stored at once, past its end too; k is
-// then a multiple of 8, the row 8-byte aligned.
+// Stores bytes k to k + 7 of a row of `columns`. kVector: at once, past its end too; k is then a
+// multiple of 8, the row 8-byte aligned.
 template <bool kVector>
-__device__ inline void store_row_bytes(int8_t* q, int64_t k, int64_t columns,
-                                       const float (&v)[kLoad], const RowScale& s) {
-  const uint2 bytes = quantized_bytes(v, columns - k, s);
+__device__ inline void store_bytes(int8_t* q, int64_t k, int64_t columns, const uint2& bytes) {
   if constexpr (kVector) {
     *reinterpret_cast<uint2*>(q + k) = bytes;
   } else {

@@ -1,21 +1,23 @@
 // A block a row, of a thread for every 16 elements (a warp for short rows).
 //
 //   1  x, residual -> s, to memory and to shared memory, in the dtype of x
-//   2  one warp: the statistics of s. Lane i is partial sum i of the formula, and the tree over
-//   them
-//      a butterfly, so the bits are the CPU's.
+//   2  one warp: the statistics of s. Lane i is partial sum i of the formula and the tree over them
+//      is a butterfly, so the bits are the CPU's.
 //   3  s -> y, to memory and over s in shared memory; its range
 //   4  y -> q
 //
 // Only passes 1 and 3 touch memory: shared memory holds rows of up to kSharedRowBytes, which is
 // 48 K elements of 16 bits. Longer rows are read again in each pass.
 //
-//   threads   32 to 512 a block
-//   bound     memory: 3 * size_of(x) + 1 bytes an element for add + norm + quantise. Pass 2 is a
-//             chain of K / 32 dependent additions (twice that for a layer norm), 4 cycles each,
-//             behind which other blocks of the multiprocessor load and store.
+//   threads   32 to 512 a block; 36 to 40 registers, so that a multiprocessor holds 1536 of them,
+//             up to 64 for rows of an odd length or address; nothing spilled (sm_80, sm_90a)
+//   bound     memory: 3 * size_of(x) + 1 bytes an element for add + norm + quantise. Beside it
+//             about 40 instructions an element of 16 bits (counted in sm_90a code), three quarters
+//             of what a multiprocessor of an H100 or H200 issues while its share of that arrives.
+//             Pass 2 is a chain of K / 32 dependent additions (twice that for a layer norm), 4
+//             cycles each, behind which the other blocks of the multiprocessor load and store.
 //   slow      rows of an odd length or address: an element at a time. A single row: nothing hides
-//             pass 2, about 0.3 us for K = 4096.
+//             pass 2, about 0.4 us for K = 4096. Rows that shared memory does not hold.
 //
 // Never run on a GPU yet; see bench/results/gpu.md.
 #include "cuda/norm/norm.h"
@@ -180,7 +182,7 @@ __global__ void __launch_bounds__(kMostThreads, kVector ? 3 : 2) norm_kernel(con
   for (int k = first; k < columns; k += step) {
     float v[kLoad];
     unpack(kShared ? kept[unsigned(k) / kLoad] : normalise(k), v);
-    store_row_bytes<kVector>(q, k, kVector ? k + kLoad : columns, v, scale);
+    store_bytes<kVector>(q, k, columns, quantized_bytes(v, kVector ? kLoad : columns - k, scale));
   }
 }
 

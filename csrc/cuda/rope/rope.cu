@@ -2,7 +2,8 @@
 // thread takes eight elements and their partners: of pairs of halves eight of each half, of pairs
 // of neighbours eight side by side. What lies beyond r is copied eight elements at a time.
 //
-//   threads   32 to 256 a block, one for every piece of work in a token as far as they go
+//   threads   32 to 256 a block, one for every piece of work in a token as far as they go; 48 to 64
+//             registers, nothing spilled (sm_80, sm_90a)
 //   bound     memory: 2 * size_of(x) bytes an element, and the table once
 //   slow      rows or halves whose length or address is not a multiple of 16 bytes: an element at a
 //             time. Few tokens: a block each is all there is.
