@@ -31,6 +31,13 @@ inline cpu::LinearWeight check_weight(const char* op, const WeightNames& names,
   return weight;
 }
 
+inline const Tensor& check_x(const char* op, const Tensor& x, int64_t k) {
+  check_cpu(op, "x", x);
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == k, op, ": x has shape ", shape_text(x),
+                  ", want [..., K] with K = ", k, ", as the packed weight has");
+  return x;
+}
+
 // Fills in p's x and its scales; keeps alive what had to be copied. The dtype is read once: a
 // question to a tensor costs some 20 ns through the stable ABI.
 class LinearInput {
@@ -71,13 +78,6 @@ class LinearInput {
   }
 
  private:
-  static const Tensor& check_x(const char* op, const Tensor& x, int64_t k) {
-    check_cpu(op, "x", x);
-    STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == k, op, ": x has shape ", shape_text(x),
-                    ", want [..., K] with K = ", k, ", as the packed weight has");
-    return x;
-  }
-
   // [1], or for int8 the shape of x without K; `one` says which.
   const float* check_scale(const char* op, const char* name, const Tensor& x, const Tensor& t,
                            std::optional<Tensor>* copy, bool* one) const {
@@ -108,6 +108,20 @@ inline std::vector<int64_t> output_shape(const Tensor& x, int64_t n) {
   std::vector<int64_t> shape(sizes.begin(), sizes.end());
   shape.back() = n;
   return shape;
+}
+
+// The rows of a residual of the output's dtype and shape [..., n], if there is one.
+inline std::optional<Rows> check_residual(const char* op, const std::optional<Tensor>& residual,
+                                          const Tensor& x, int64_t n, ScalarType out_type) {
+  if (!residual) return std::nullopt;
+  check_cpu(op, "residual", *residual);
+  STD_TORCH_CHECK(residual->scalar_type() == out_type, op, ": residual has dtype ",
+                  dtype_text(residual->scalar_type()), ", want that of the output, ",
+                  dtype_text(out_type));
+  STD_TORCH_CHECK(output_shape(x, n) ==
+                      std::vector<int64_t>(residual->sizes().begin(), residual->sizes().end()),
+                  op, ": residual has shape ", shape_text(*residual), ", want that of the output");
+  return std::optional<Rows>(std::in_place, *residual);
 }
 
 // Runs the driver on `p`, complete but for its output [..., n].
