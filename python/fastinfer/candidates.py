@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastinfer.nn import QuantizedLinear, why_not_quantizable
+from fastinfer.nn import QuantizedLinear, WeightOnlyLinear, why_not_quantizable
 from fastinfer.projections import is_conv1d
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -58,7 +58,7 @@ def find_layers(
 ) -> list[Layer]:
     """Every linear module below `model`, in the model's order, each once, with its reason.
 
-    quantized_too, parametrized_too: to be that is no reason.
+    quantized_too, parametrized_too: to be that is no reason (weight-only is: it takes no range).
     """
     layers = list_layers(model)
     for layer in layers:
@@ -156,7 +156,7 @@ def _why_left(
 ) -> str | None:
     module = layer.module
     quantized = isinstance(module, QuantizedLinear)
-    if quantized and not quantized_too:
+    if isinstance(module, WeightOnlyLinear) or (quantized and not quantized_too):
         return ALREADY
     if parametrize.is_parametrized(module):
         if not parametrized_too:
