@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastinfer.nn import QuantizedLinear, why_not_quantizable
+from fastinfer.nn import QuantizedLinear, WeightOnlyLinear, why_not_quantizable
 from fastinfer.ops._common import why_not_on
 from fastinfer.projections import is_conv1d
 
@@ -59,7 +59,7 @@ def find_layers(
 ) -> list[Layer]:
     """Every linear module below `model`, in the model's order, each once, with its reason.
 
-    quantized_too, parametrized_too: to be that is no reason.
+    quantized_too, parametrized_too: to be that is no reason (weight-only is: it takes no range).
     """
     layers = list_layers(model)
     for layer in layers:
@@ -157,7 +157,7 @@ def _why_left(
 ) -> str | None:
     module = layer.module
     quantized = isinstance(module, QuantizedLinear)
-    if quantized and not quantized_too:
+    if isinstance(module, WeightOnlyLinear) or (quantized and not quantized_too):
         return ALREADY
     if parametrize.is_parametrized(module):
         if not parametrized_too:

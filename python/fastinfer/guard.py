@@ -98,7 +98,7 @@ def _kind(linear: Any) -> Hashable:
     """What the time of a linear layer depends on, its input apart."""
     shape = linear.in_features, linear.out_features, linear.bias is None
     if isinstance(linear, QuantizedLinear):
-        return *shape, linear.input_scale is None, linear.weight_packed.shape
+        return *shape, type(linear), linear.input_scale is None, linear.weight_packed.shape
     return *shape, linear.weight.dtype
 
 
