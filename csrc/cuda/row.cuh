@@ -93,15 +93,6 @@ __device__ inline Raw<kType> pack(const float (&v)[kLoad]) {
   return raw;
 }
 
-// Elements k to k + 7 of a row of `columns`; zeros past its end.
-template <DType kType>
-__device__ inline void load_elements(const void* row, int64_t k, int64_t columns, bool aligned,
-                                     float (&v)[kLoad]) {
-  unpack(aligned && k + kLoad <= columns ? load_raw<kType, true>(row, k, columns)
-                                         : load_raw<kType, false>(row, k, columns),
-         v);
-}
-
 // The least and greatest element; either is NaN if an element is NaN or Inf.
 struct FiniteRange {
   float low, high;

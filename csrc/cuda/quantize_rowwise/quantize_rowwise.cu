@@ -2,7 +2,7 @@
 // times 8 elements, and rereads (from L1 or L2) only what lies beyond.
 //
 //   threads   32, 128 or 512 a block, by K
-//   registers kKept * 8 floats of x
+//   registers kKept * 8 elements of x, as they are stored
 //   bound     memory: size_of(x) + 1 bytes an element
 //
 // Never run on a GPU yet; see bench/results/gpu.md.
@@ -15,24 +15,28 @@ namespace {
 
 constexpr int kKept = 2;
 
-template <DType kType, int kThreads>
-__device__ void quantize_row(const QuantizeRowwise& p, int64_t m, bool aligned) {
+// kVector: as of load_raw.
+template <DType kType, int kThreads, bool kVector>
+__device__ void quantize_row(const QuantizeRowwise& p, int64_t m) {
   const char* row = static_cast<const char*>(p.x) + m * p.ldx * cpu::size_of(kType);
   constexpr int64_t kStep = kThreads * kLoad;
   const int64_t first = int64_t(threadIdx.x) * kLoad;
-  float kept[kKept][kLoad];
-  FiniteRange range = FiniteRange::empty();
+  Raw<kType> kept[kKept];  // all under way before the first is looked at
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
     const int64_t k = first + i * kStep;
-    if (k >= p.k) break;
-    load_elements<kType>(row, k, p.k, aligned, kept[i]);
-    range.take(kept[i], p.k - k);
+    kept[i] = k < p.k ? load_raw<kType, kVector>(row, k, p.k) : Raw<kType>{};
   }
-  for (int64_t k = first + kKept * kStep; k < p.k; k += kStep) {
+  FiniteRange range = FiniteRange::empty();
+  const auto measure = [&](const Raw<kType>& raw, int64_t k) {
     float v[kLoad];
-    load_elements<kType>(row, k, p.k, aligned, v);
+    unpack(raw, v);
     range.take(v, p.k - k);
+  };
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) measure(kept[i], first + i * kStep);
+  for (int64_t k = first + kKept * kStep; k < p.k; k += kStep) {
+    measure(load_raw<kType, kVector>(row, k, p.k), k);
   }
   const RowRange whole = reduce_block<kThreads>(range).range(p.k);
   RowScale s = cpu::measured_row_scale(whole, p.offset == nullptr);
@@ -44,16 +48,17 @@ __device__ void quantize_row(const QuantizeRowwise& p, int64_t m, bool aligned) 
     if (p.offset != nullptr) p.offset[m] = s.offset;
   }
   int8_t* q = p.q + m * p.k_pad;
+  const auto put = [&](const Raw<kType>& raw, int64_t k) {
+    float v[kLoad];
+    unpack(raw, v);
+    store_bytes<true>(q, k, p.k_pad, quantized_bytes(v, p.k - k, s));
+  };
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
-    const int64_t k = first + i * kStep;
-    if (k >= p.k_pad) break;
-    store_bytes<true>(q, k, p.k_pad, quantized_bytes(kept[i], p.k - k, s));
+    if (first + i * kStep < p.k_pad) put(kept[i], first + i * kStep);
   }
   for (int64_t k = first + kKept * kStep; k < p.k_pad; k += kStep) {
-    float v[kLoad];
-    load_elements<kType>(row, k, p.k, aligned, v);
-    store_bytes<true>(q, k, p.k_pad, quantized_bytes(v, p.k - k, s));
+    put(k < p.k ? load_raw<kType, kVector>(row, k, p.k) : Raw<kType>{}, k);
   }
 }
 
@@ -68,9 +73,8 @@ __device__ void copy_row(const QuantizeRowwise& p, int64_t m) {
   p.offset[m] = p.given_offset[m * p.given_step];
 }
 
-template <DType kType, int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    quantize_rowwise_kernel(const QuantizeRowwise p, const bool aligned) {
+template <DType kType, int kThreads, bool kVector>
+__global__ void __launch_bounds__(kThreads) quantize_rowwise_kernel(const QuantizeRowwise p) {
   let_next_kernel_begin();  // it waits for the end of this one where it must
   wait_for_previous_kernel();
   const int64_t m = blockIdx.x;
@@ -80,15 +84,19 @@ __global__ void __launch_bounds__(kThreads)
   if constexpr (kType == DType::s8) {
     copy_row<kThreads>(p, m);
   } else {
-    quantize_row<kType, kThreads>(p, m, aligned);
+    quantize_row<kType, kThreads, kVector>(p, m);
   }
 }
 
 template <DType kType, int kThreads>
 cudaError_t launch_rows(const QuantizeRowwise& p, cudaStream_t stream) {
   const LaunchShape shape{dim3(unsigned(p.rows)), dim3(kThreads), 0, false};
-  const bool aligned = rows_aligned(p.x, p.ldx, kType);
-  return launch(quantize_rowwise_kernel<kType, kThreads>, shape, stream, p, aligned);
+  if constexpr (kType != DType::s8) {
+    if (p.k % kLoad == 0 && rows_aligned(p.x, p.ldx, kType)) {
+      return launch(quantize_rowwise_kernel<kType, kThreads, true>, shape, stream, p);
+    }
+  }
+  return launch(quantize_rowwise_kernel<kType, kThreads, false>, shape, stream, p);
 }
 
 template <DType kType>
