@@ -6,9 +6,9 @@ python bench/weight_only.py --shapes 768x3072 --rows 1,128 --threads 1 --csv wei
 Weights and inputs are fresh Gaussian numbers, layers have no bias, inputs and outputs are float32
 or bfloat16 as the name says. Every answer is compared with float64 before it is timed. With a few
 rows, as where a language model writes a token at a time, every candidate rotates through copies of
-its weights that no cache holds together; with more they are hot. In the same turns: streaming reads
-of memory, or the multiply-adds of one core in float32 and in pairs of bfloat16. ``value`` is
-operations a second, of the reads bytes a second.
+its weights that no cache holds together, and w8a8, which reads the same bytes, is the measure of
+memory; with more they are hot, beside the multiply-adds of one core in float32 and in pairs of
+bfloat16. ``value`` is operations a second.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from sections import as_record, relative_error
 from timing import Candidate, interleave
 
 FEW = 4  # rows up to which the weights are rotated
-ROTATED_BYTES = 200 << 20  # of each candidate's copies together, at least
-READS = "memory reads"
+ROTATED_BYTES = 200 << 20  # of each candidate's copies together, of so many at most:
+MOST_COPIES = 100
 PEAKS = {"peak fp32": ("avx512_fma", "avx2_fma"), "peak bf16": ("avx512_bf16",)}  # loops, of a core
 MOST_ERROR = 0.02  # of Gaussian operands: int8 x int8 0.012, weights alone 0.009, bfloat16 0.004
 
@@ -85,7 +85,8 @@ def measure(shape: tuple[int, int], m: int, threads: int, seconds: float) -> Ite
     weight, x = torch.randn(n, k) * k**-0.5, torch.randn(m, k)
     candidates, errors, copies = {}, {}, {}
     for name, (_, dtype, size, make) in LAYERS.items():
-        copies[name] = -(-ROTATED_BYTES // (n * k * size)) + 1 if m <= FEW else 1
+        few = min(MOST_COPIES, ROTATED_BYTES // (n * k * size) + 2)
+        copies[name] = few if m <= FEW else 1
         layers = [make(weight) for _ in range(copies[name])]
         given = x.to(dtype)
         errors[name] = relative_error(layers[0](given).float(), x, weight, torch.zeros(n))
@@ -93,10 +94,6 @@ def measure(shape: tuple[int, int], m: int, threads: int, seconds: float) -> Ite
             raise SystemExit(f"wrong answer: {name}, {m} x {k} x {n}: off by {errors[name]:.3f}")
         candidates[name] = Candidate(rotating(layers, given))
     work = dict.fromkeys(candidates, 2.0 * m * k * n)
-    if m <= FEW:
-        memory = roofline.random_bytes(1 << 29)
-        run, work[READS] = roofline.reader(memory, threads)
-        candidates[READS] = Candidate(run)
     for name, loops in PEAKS.items() if m > FEW else ():
         loop = next(filter(None, map(roofline.loop, loops)), None)
         if loop is not None:
@@ -114,17 +111,13 @@ def measure(shape: tuple[int, int], m: int, threads: int, seconds: float) -> Ite
 def sentence(found: list[Record]) -> str:
     """The times of a cell and what part of the machine's best our layers reach."""
     by_name = {record.candidate: record for record in found}
-    times = ", ".join(f"{name} {by_name[name].median_us:.0f}" for name in LAYERS)
-    shares = []
+    parts = [", ".join(f"{name} {by_name[name].median_us:.0f}" for name in LAYERS)]
     for name, peak in (("w8a16 bf16", "peak bf16"), ("w8a16 fp32", "peak fp32")):
         layer = by_name[name]
-        if READS in by_name:
-            rate = layer.k * layer.n / layer.median_us * 1e6
-            shares.append(f"{name} {rate / by_name[READS].value:.2f} of the bandwidth")
-        elif peak in by_name:
+        if peak in by_name:
             best = by_name[peak].value * layer.threads
-            shares.append(f"{name} {layer.value / best:.2f} of the peak")
-    return f"{found[0].where}, us: {times}; {', '.join(shares)}"
+            parts.append(f"{name} {layer.value / best:.2f} of the peak")
+    return f"{found[0].where}, us: {'; '.join(parts)}"
 
 
 @torch.inference_mode()

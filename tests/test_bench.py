@@ -21,6 +21,7 @@ import sections
 import sparse
 import timing
 import verdict
+import weight_only
 from fastinfer import _C
 from records import Record
 
@@ -224,3 +225,15 @@ def test_a_tiny_run_of_sparse_layers() -> None:
     assert [r.candidate for r in few] == ["dense", "2:4", "bitmask", "tiles"]
     assert {r.copies for r in few} == {40}
     assert [r.candidate for r in many] == ["dense", "2:4", "bitmask", "tiles", "torch BSR"]
+
+
+def test_a_tiny_run_of_weight_only_layers(tmp_path: Path) -> None:
+    path = tmp_path / "weight_only.csv"
+    options = ["--shapes", "64x48", "--rows", "16", "--threads", "1", "--seconds", "0.01"]
+    weight_only.main([*options, "--csv", str(path)])
+    found = {r.candidate: r for r in records.read_csv(path)}
+    layers = [found[name] for name in weight_only.LAYERS]
+    for r in layers:
+        assert r.value * r.median_us == pytest.approx(2e6 * 16 * 64 * 48, rel=1e-3)
+        assert (r.weights, r.copies) == ("hot", 1)
+    assert 0 < found["torch fp32"].relative_error < 1e-6 < found["w8a16 fp32"].relative_error
