@@ -3,16 +3,30 @@
 // its B), and an epilogue visitor tree of the contract's arithmetic finishes them.
 //
 //   warpgroups  3: one whose warps issue TMA, two that multiply and finish
-//   wgmma       m64n128k32 or m64n256k32, s32.s8.s8: 64 N 32 multiply-adds, 4096 of them a cycle
-//               and multiprocessor, so 64 or 128 cycles an instruction
-//   shared      tiles of 128 bytes of K, in the 128-byte swizzle; outputs go out through TMA, in
-//               pieces of 32 columns, and the residual comes in the same way into the same buffers
-//   vectors     of n by way of shared memory, of m straight to registers, both masked at the edges
+//   wgmma       m64n128k32 or m64n256k32, s32.s8.s8 (SASS: IGMMA.64x128x32.S8.S8): 64 N 32
+//               multiply-adds, 4096 of them a cycle and multiprocessor, so 64 or 128 cycles
+//   registers   128 sums a thread, 64 with stream-K; setmaxnreg gives 232 to the warps that
+//               multiply, 40 to those that load
+//   shared      tiles of 128 bytes of K, in the 128-byte swizzle; outputs go out through TMA in
+//               pieces of 64 bytes of a row, and the residual comes in the same way into the same
+//               buffers
+//   vectors     along the second mode of the tile by way of shared memory, along the first straight
+//               to registers; masked at the edges
 //   overflow    none: K <= 131071 (cpu/gemm_s8s8s32/gemm_s8s8s32.h)
 //   bound       wgmma: 2 m n k / 1979 TOP/s on an H100 or H200; beside it w from memory, n k bytes
 //               at 3.35 or 4.8 TB/s, and the traffic from L2 (cutlass_heuristics.cpp)
+//   slow        a few rows and a K too short to be cut: most multiprocessors idle
 //
-// Nothing here has ever run on a GPU.
+// Compiled by nvcc 13.0 alone, 50 to 85 s and 3.3 to 4.6 GB an instance:
+//
+//   kernel             a block's tile   stages   shared    spills
+//   128x256            128 x 256 x 128       4   224768      none
+//   128x128            128 x 128 x 128       6   210944      none
+//   128x128_stream_k   128 x 128 x 128       6   223232      none; 32-bit: 52 bytes, where it loads
+//   sp24               128 x 256 x 128       4   199680      none
+//
+// Nothing here has ever run on a GPU. The visitor trees, the layouts of 2:4 weights and the work of
+// stream-K have run on the host: tests/cutlass.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -191,19 +205,21 @@ struct CutlassEpilogue {
   using Stages = cutlass::gemm::collective::StageCountAutoCarveout<int(
       sizeof(typename Collective::SharedStorage))>;
 
+  static typename Visitor::Arguments visitor_arguments(const GemmS8S8S32& p) {
+    return {{p.w_scale}, {p.compensation}, {p.bias},
+            {p.a_scale}, {p.a_offset},     {p.activation, p.out_dtype, p.residual != nullptr}};
+  }
+
   static typename Collective::Arguments arguments(const GemmS8S8S32& p) {
     const auto out = static_cast<Out*>(p.out);
-    const bool has_residual = p.residual != nullptr;
     // TMA wants an address, also of what it will not read.
+    const bool has_residual = p.residual != nullptr;
     const Out* residual = has_residual ? static_cast<const Out*>(p.residual) : out;
     const int64_t ld_residual = has_residual ? p.ld_residual : p.ld_out;
-    const typename Visitor::Arguments visitor{
-        {p.w_scale}, {p.compensation}, {p.bias},
-        {p.a_scale}, {p.a_offset},     {p.activation, p.out_dtype, has_residual}};
     if constexpr (kSwapped) {
-      return {visitor, residual, {_1{}, ld_residual, 0}, out, {_1{}, p.ld_out, 0}};
+      return {visitor_arguments(p), residual, {_1{}, ld_residual, 0}, out, {_1{}, p.ld_out, 0}};
     } else {
-      return {visitor, residual, {ld_residual, _1{}, 0}, out, {p.ld_out, _1{}, 0}};
+      return {visitor_arguments(p), residual, {ld_residual, _1{}, 0}, out, {p.ld_out, _1{}, 0}};
     }
   }
 };
