@@ -9,13 +9,13 @@ PY := $(VENV)/bin/python
 # The editable install keeps its objects here, so that one touched kernel is one compilation.
 BUILD := build/native
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
-CXX_FILES := $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp')
+CXX_FILES := $(shell find csrc tests/cpp tests/cuda bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PIP_INSTALL := $(PY) -m pip install --quiet
 EDITABLE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test examples bench lint style format wheel asan tsan cross native clean
+.PHONY: demo test examples bench lint style format wheel asan tsan cross gpu-build gpu-check native clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo native
@@ -88,6 +88,19 @@ cross: $(VENV)/.tools
 	cmake --preset aarch64 >/dev/null
 	cmake --build --preset aarch64
 	scripts/cross.sh
+
+# Everything CUDA, CUTLASS included, compiled without a GPU; gpu-check on a machine with one takes it
+# as PREBUILT.
+gpu-build: $(VENV)/.torch
+	$(PIP_INSTALL) --no-deps 'nvidia-cutlass==4.2.0.0'
+	cmake -S . -B build/gpu -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTINFER_CUDA=ON \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
+	cmake --build build/gpu --target fastinfer_cuda
+	ls -l build/gpu/csrc/ops/libfastinfer_cuda.so
+
+# Tests and measures on a GPU, with that machine's own python3 and torch.
+gpu-check:
+	PREBUILT=$(PREBUILT) scripts/gpu_check.sh $(OUT)
 
 $(VENV)/.tools:
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,5 @@
-"""Builds the C++ tests (tests/cpp) and runs them: every kernel row on guarded buffers."""
+"""Builds the C++ tests and runs them: every kernel row on guarded buffers (tests/cpp), and the CUDA
+kernels over an emulator (tests/cuda)."""
 
 from __future__ import annotations
 
@@ -41,6 +42,13 @@ def test_every_row(binary: pathlib.Path) -> None:
     assert done.stdout.endswith(" passed, 0 failed\n")
     ran = {line.split()[2] for line in done.stdout.splitlines() if line.endswith(" ran")}
     assert ran == set(ISAS), "an instruction set of this CPU has no row that ran"
+
+
+def test_cuda_kernels_emulated(binary: pathlib.Path) -> None:
+    emulated = binary.parents[1] / "cuda" / "fastinfer_cuda_tests"
+    done = subprocess.run([emulated], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(" passed, 0 failed\n")
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -22,6 +22,8 @@ def test_states_what_is_so() -> None:
     assert config.isa_in_use == _C.isa_in_use()
     assert [isa["name"] for isa in config.isas] == [isa["name"] for isa in _C.isas()]
     assert config.cpu
+    if torch.version.cuda is None:
+        assert config.cuda == f"not used: torch {torch.__version__} is built without CUDA"
 
 
 def test_is_plain_data() -> None:

@@ -103,13 +103,6 @@ class LinearInput {
   std::optional<Tensor> scale_, offset_;
 };
 
-inline std::vector<int64_t> output_shape(const Tensor& x, int64_t n) {
-  const auto sizes = x.sizes();
-  std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  shape.back() = n;
-  return shape;
-}
-
 // Runs the driver on `p`, complete but for its output [..., n].
 inline Tensor run_linear(const char* op, const Tensor& x, int64_t n, ScalarType out_dtype,
                          cpu::LinearW8A8* p) {

@@ -45,10 +45,9 @@ inline void check_cpu(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU, want every tensor there");
 }
 
-// A contiguous CPU vector of `n` elements of `dtype` (n < 0: any length).
-inline void check_vector(const char* op, const char* name, const Tensor& t, ScalarType dtype,
-                         int64_t n) {
-  check_cpu(op, name, t);
+// A contiguous vector of `n` elements of `dtype` (n < 0: any length), wherever it lies.
+inline void check_vector_form(const char* op, const char* name, const Tensor& t, ScalarType dtype,
+                              int64_t n) {
   STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " has dtype ",
                   dtype_text(t.scalar_type()), ", want ", dtype_text(dtype));
   STD_TORCH_CHECK(t.dim() == 1 && (n < 0 || t.size(0) == n), op, ": ", name, " has shape ",
@@ -56,6 +55,13 @@ inline void check_vector(const char* op, const char* name, const Tensor& t, Scal
                   n < 0 ? std::string("one dimension") : "[" + std::to_string(n) + "]");
   STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " has stride ", t.stride(0),
                   ", want a contiguous vector");
+}
+
+// The same on the CPU.
+inline void check_vector(const char* op, const char* name, const Tensor& t, ScalarType dtype,
+                         int64_t n) {
+  check_cpu(op, name, t);
+  check_vector_form(op, name, t, dtype, n);
 }
 
 // A tensor [..., K] seen as M rows of unit stride with one step between rows; copied only if its
@@ -94,6 +100,14 @@ struct Rows {
     return true;
   }
 };
+
+// The shape of x with n in place of its last size.
+inline std::vector<int64_t> output_shape(const Tensor& x, int64_t n) {
+  const auto sizes = x.sizes();
+  std::vector<int64_t> shape(sizes.begin(), sizes.end());
+  shape.back() = n;
+  return shape;
+}
 
 inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());

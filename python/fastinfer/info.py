@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from fastinfer import _C
+from fastinfer.ops._common import WHY_NO_CUDA
 from fastinfer.render import Printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class Config(Printable):
     """The result of `show_config`.
 
     `isas`: a dict per instruction set, worst first: name, supported, allowed (under the cap) and
-    reason (why not). `isa_cap`: FASTINFER_ISA or what `_C.force_isa` set, "" for none.
+    reason (why not). `isa_cap`: FASTINFER_ISA or what `_C.force_isa` set, "" for none. `cuda`: the
+    GPUs, or why there are none to run on.
     """
 
     fastinfer: str
@@ -32,6 +34,7 @@ class Config(Printable):
     cpu: str
     cpus: int
     threads: int
+    cuda: str
     isa_in_use: str
     isa_cap: str
     isas: "tuple[Isa, ...]"
@@ -54,6 +57,7 @@ class Config(Printable):
             ("Python", self.python),
             ("CPU", self.cpu),
             ("threads", f"{self.threads} of torch, {self.cpus} CPUs allowed"),
+            ("CUDA", self.cuda),
             ("instruction set", f"{self.isa_in_use}, {cap}"),
             ("build", f"{self.build['compiler']}, {self.build['build_type']}{sanitizers}"),
         ):
@@ -74,7 +78,7 @@ class Config(Printable):
 
 
 def show_config() -> Config:
-    """What runs here: versions, CPU, threads, every instruction set with its state, the build.
+    """What runs here: versions, CPU, threads, GPUs, every instruction set with its state, the build.
 
     Returns a Config: it prints as a table (`print(fastinfer.show_config())`; at a Python prompt
     the bare call does) and `.to_dict()` gives plain data. `python -m fastinfer` prints it too.
@@ -86,11 +90,24 @@ def show_config() -> Config:
         cpu=_cpu_name(),
         cpus=len(os.sched_getaffinity(0)),
         threads=torch.get_num_threads(),
+        cuda=_gpus(),
         isa_in_use=_C.isa_in_use(),
         isa_cap=_C.isa_cap(),
         isas=tuple(_C.isas()),
         build=_C.build_info(),
     )
+
+
+def _gpus() -> str:
+    if WHY_NO_CUDA is not None:
+        return f"not used: {WHY_NO_CUDA}"
+    if not torch.cuda.is_available():
+        return "not used: torch finds no GPU"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        names.append(f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor})")
+    return ", ".join(names)
 
 
 def _cpu_name() -> str:

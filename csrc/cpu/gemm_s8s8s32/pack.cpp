@@ -231,6 +231,9 @@ const char* open_packed(const void* packed, int64_t bytes, PackedWeight* weight)
          std::memcmp(header.layout, kTags[tag], sizeof header.layout) != 0) {
     ++tag;
   }
+  if (std::strncmp(header.layout, "s8_rows_cuda", sizeof header.layout) == 0) {
+    return "it is packed for CUDA, not for CPUs (repack_w8 makes it one for them)";
+  }
   if (tag == kWeightLayoutCount) return "its layout tag is none of the int8 layouts of CPUs";
   if (header.version != kLayoutVersion) return "its layout version is not 1";
   if (header.n < 0 || header.n > kMaxN || header.k < 0 || header.k > kMaxK) return kWrongSize;

@@ -34,12 +34,7 @@ void quantize_rowwise_generic(const QuantizeRowwise& p) {
     for (int64_t k = 0; k < p.k_store; ++k) {
       int8_t q = 0;
       if (k < p.k && s.finite) {
-        float v = (element(p, m, k) - s.offset) * s.inverse;
-        if (v > 127.0f) v = 127.0f;  // 127 is an integer: rounding first would change nothing
-        if (v < -127.0f) v = -127.0f;
-        // Adding 1.5 * 2^23 rounds |v| < 2^22 to an integer, ties to even.
-        const float rounded = v + 12582912.0f;
-        q = int8_t(int32_t(ScalarVec::to_bits(rounded) - 0x4b400000u));
+        q = quantize_element(element(p, m, k), s);
       }
       row.q[k / 64 * row.k_block_stride + k % 64] = int8_t(uint8_t(q) ^ p.flip);
     }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinfer import ops
+from fastinfer.ops._common import WHY_NO_CUDA
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _linear_w8a8 = torch.ops.fastinfer.linear_w8a8.default
@@ -33,8 +34,9 @@ class _WithoutGradient(torch.autograd.Function):
 class QuantizedLinear(nn.Module):
     """``y = x @ W.T + bias`` with an int8 weight and rows of ``x`` quantised as they come.
 
-    Takes the place of a trained :class:`torch.nn.Linear` for inference. The weight is symmetric
-    int8 with a scale an output channel; a row of ``x`` becomes int8 around an offset of its own
+    Takes the place of a trained :class:`torch.nn.Linear` for inference, on a CPU or on CUDA. The
+    weight is symmetric int8 with a scale an output channel; a row of ``x`` becomes int8 around an
+    offset of its own
     (:func:`fastinfer.ops.linear_w8a8`), or around one offset for all, if the layer is static
     (:meth:`set_input_range`). The output has the dtype of ``x``. The layer's state is three
     buffers, five if it is static, which no cast of the module changes (``.half()``,
@@ -88,6 +90,7 @@ class QuantizedLinear(nn.Module):
             ops.packed_bytes(out_features, in_features), dtype=torch.uint8, device=device
         )
         scale = torch.zeros(out_features, dtype=torch.float32, device=device)
+        self.host_layout: ops.Layout = "dense"  # of the weight when it comes back from a GPU
         self.register_buffer("weight_packed", packed)
         self.register_buffer("weight_scale", scale)
         self.register_buffer("bias", torch.zeros_like(scale) if bias else None)
@@ -105,8 +108,8 @@ class QuantizedLinear(nn.Module):
 
         Args:
             linear: weight ``[N, K]`` float32, bfloat16 or float16, bias ``[N]`` or None.
-            layout: how the weight is stored, see :func:`fastinfer.ops.pack_w8`; the outputs have
-                the same bits under each.
+            layout: how the weight is stored on a CPU, see :func:`fastinfer.ops.pack_w8`; the
+                outputs have the same bits under each. On CUDA there is one.
 
         Raises:
             TypeError: the weight has another dtype.
@@ -126,7 +129,8 @@ class QuantizedLinear(nn.Module):
             raise ValueError(
                 f"from_linear: weight holds NaN or Inf (first in row {row}), want finite values"
             )
-        layer.weight_packed = ops.pack_w8(quantized, layout)
+        layer.host_layout = layout
+        layer.weight_packed = ops.pack_w8(quantized, "cuda" if quantized.is_cuda else layout)
         layer.weight_scale = scale
         if bias is not None:
             layer.bias = bias.detach().to(torch.float32, copy=True)
@@ -228,13 +232,38 @@ class QuantizedLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Lets moves through and keeps the dtypes: rounded scales would change the results."""
+        """Lets moves through and keeps the dtypes: rounded scales would change the results. The
+        weight of a layer that comes to a GPU, or leaves one, is packed anew for where it goes."""
 
         def move(t: Tensor) -> Tensor:
             moved = fn(t)
             return moved if moved.dtype == t.dtype else t.to(moved.device)
 
-        return super()._apply(move, recurse)
+        here = self.weight_packed.device
+        there = fn(self.weight_packed.new_empty(0)).device
+        if here.type == "cpu" and there.type == "cuda" and WHY_NO_CUDA:
+            raise RuntimeError(f"QuantizedLinear: cannot move to {there}: {WHY_NO_CUDA}")
+        if here.type == "cpu" and there.type != "meta":
+            self.weight_packed = self._packed_for(there, self.weight_packed)
+        super()._apply(move, recurse)
+        if here.type == "cuda" and there.type == "cpu":
+            self.weight_packed = self._packed_for(there, self.weight_packed)
+        return self
+
+    def _packed_for(self, device: torch.device, packed: Tensor) -> Tensor:
+        """A packed weight, on the CPU, in the layout that ``device`` wants; else as it is."""
+        layout, to_gpu = ops.layout_of(packed), device.type == "cuda"
+        if layout is None:
+            if packed[:8].any():  # not an empty layer's, and nothing that can be packed anew
+                return packed
+            want: ops.Layout = "cuda" if to_gpu else "dense"
+            return packed.new_zeros(ops.packed_bytes(self.out_features, self.in_features, want))
+        if to_gpu and layout != "cuda":
+            self.host_layout = layout
+            return ops.repack_w8(packed, "cuda")
+        if not to_gpu and layout == "cuda":
+            return ops.repack_w8(packed, self.host_layout)
+        return packed
 
     def _load_from_state_dict(
         self,
@@ -251,6 +280,12 @@ class QuantizedLinear(nn.Module):
             error_msgs.append(problem)
             return
         packed = state_dict.get(f"{prefix}weight_packed")
+        if packed is not None and not packed.is_meta:
+            assigned = local_metadata.get("assign_to_params_buffers", False)
+            device = packed.device if assigned else self.weight_packed.device
+            if packed.device.type == "cpu" or device.type == "cpu":
+                packed = self._packed_for(device, packed.cpu())
+                state_dict[f"{prefix}weight_packed"] = packed
         if packed is not None and packed.shape != self.weight_packed.shape:  # of another layout
             self.weight_packed = self.weight_packed.new_empty(packed.shape)
         super()._load_from_state_dict(
@@ -275,6 +310,8 @@ class QuantizedLinear(nn.Module):
         if scale.shape != (self.out_features,):
             return f"{prefix}weight_scale has shape {list(scale.shape)}, want [{self.out_features}]"
         try:  # the operator checks its weight, and no rows cost nothing
+            if packed.device.type == "cpu" and ops.layout_of(packed) == "cuda":
+                packed = ops.repack_w8(packed, "dense")
             rows = torch.empty(0, self.in_features, device=packed.device)
             ops.linear_w8a8(rows, packed, scale, bias)
         except (TypeError, ValueError) as error:

@@ -12,7 +12,15 @@ from fastinfer.ops._linear import linear_w8a8
 from fastinfer.ops._linear_cat import linear_w8a8_cat
 from fastinfer.ops._linear_gated import linear_w8a8_gated
 from fastinfer.ops._norm import layer_norm, rms_norm
-from fastinfer.ops._pack import LAYOUTS, Layout, layout_of, pack_w8, packed_bytes, unpack_w8
+from fastinfer.ops._pack import (
+    LAYOUTS,
+    Layout,
+    layout_of,
+    pack_w8,
+    packed_bytes,
+    repack_w8,
+    unpack_w8,
+)
 from fastinfer.ops._quantize import quantize_rows, quantize_rowwise
 from fastinfer.ops._rope import rope
 
@@ -33,6 +41,7 @@ __all__ = [
     "packed_bytes",
     "quantize_rows",
     "quantize_rowwise",
+    "repack_w8",
     "rms_norm",
     "rope",
     "unpack_w8",

@@ -14,11 +14,10 @@ MAX_K = 131071
 """The longest row whose int32 sums are exact: 128 * 128 * MAX_K < 2**31."""
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-DEVICES = ("cpu", "meta")
 
 
-def _load_library() -> None:
-    path = Path(_C.__file__).with_name("libfastinfer_ops.so")
+def _load_library(name: str) -> None:
+    path = Path(_C.__file__).with_name(name)
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -28,7 +27,22 @@ def _load_library() -> None:
         ) from error
 
 
-_load_library()
+def _why_no_cuda() -> str | None:
+    """Loads the operators on CUDA; or a sentence on why there are none."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not Path(_C.__file__).with_name("libfastinfer_cuda.so").exists():
+        return (
+            "this build of fastinfer has no CUDA kernels: build it where nvcc is on PATH, or with "
+            "FASTINFER_CUDA=ON to learn why it has none"
+        )
+    _load_library("libfastinfer_cuda.so")
+    return None
+
+
+_load_library("libfastinfer_ops.so")
+WHY_NO_CUDA = _why_no_cuda()
+DEVICES = ("cpu", "meta") if WHY_NO_CUDA else ("cpu", "meta", "cuda")
 
 
 def run(op: Callable[..., Any], *args: object) -> Any:
@@ -57,10 +71,10 @@ def check_tensor(op: str, name: str, t: Tensor, dtypes: tuple[torch.dtype, ...])
     if t.layout != torch.strided or t.is_nested:
         raise TypeError(f"{op}: {name} is sparse or nested, want a plain strided tensor")
     if t.device.type not in DEVICES:
-        raise ValueError(
-            f"{op}: {name} is on {t.device}, want cpu: this build of fastinfer has no kernels "
-            f"for {t.device.type}"
-        )
+        reason = f"fastinfer has no kernels for {t.device.type}"
+        if t.device.type == "cuda" and WHY_NO_CUDA:
+            reason = WHY_NO_CUDA
+        raise ValueError(f"{op}: {name} is on {t.device}, want cpu: {reason}")
 
 
 def check_vector(op: str, name: str, t: Tensor, dtype: torch.dtype, n: int | None) -> None:

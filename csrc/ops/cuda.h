@@ -1,0 +1,89 @@
+// What every operator on CUDA needs: its device and stream, memory there, launches that succeeded.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/architectures.h"
+#include "ops/tensor.h"
+
+namespace fastinfer::ops {
+
+inline void check_cuda_error(const char* op, cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": CUDA: ", cudaGetErrorString(error));
+}
+
+inline int device_attribute(const char* op, cudaDeviceAttr attribute, int device) {
+  int value = 0;
+  check_cuda_error(op, cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
+// One call on the device of `x`, which is the current device meanwhile, and on its current stream.
+class CudaCall {
+ public:
+  CudaCall(const char* op, const Tensor& x)
+      : op_(op), device_(x.get_device_index()), guard_(device_) {
+    const int major = device_attribute(op, cudaDevAttrComputeCapabilityMajor, device_);
+    const int minor = device_attribute(op, cudaDevAttrComputeCapabilityMinor, device_);
+    STD_TORCH_CHECK(cuda::runs_on(major, minor), op, ": the GPU has compute capability ", major,
+                    ".", minor,
+                    ", want one that the kernels are built for: ", cuda::kArchitectures);
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+  int multiprocessors() const {
+    return device_attribute(op_, cudaDevAttrMultiProcessorCount, device_);
+  }
+
+  void check_device(const char* name, const Tensor& t) const {
+    STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == device_, op_, ": ", name,
+                    " is not on cuda:", device_, ", want every tensor there, where x is");
+  }
+  void check_vector(const char* name, const Tensor& t, ScalarType dtype, int64_t n) const {
+    check_device(name, t);
+    check_vector_form(op_, name, t, dtype, n);
+  }
+  void check(cudaError_t error) const { check_cuda_error(op_, error); }
+
+  // An uninitialised tensor without gaps.
+  Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) const {
+    const std::vector<int64_t> strides = contiguous_strides(sizes);
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        int64_t(sizes.size()), sizes.data(), strides.data(),
+        torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+        aoti_torch_device_type_cuda(), device_, &handle));
+    return Tensor(handle);
+  }
+
+ private:
+  const char* op_;
+  int device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+// Parts of one allocation, 256-byte aligned: asked for first, then allocated, then found.
+class Workspace {
+ public:
+  int64_t reserve(int64_t bytes) {
+    const int64_t at = bytes_;
+    bytes_ += (bytes + 255) / 256 * 256;
+    return at;
+  }
+  void allocate(const CudaCall& call) { memory_.emplace(call.empty({bytes_}, ScalarType::Byte)); }
+  template <class T>
+  T* at(int64_t offset) const {
+    return reinterpret_cast<T*>(static_cast<char*>(memory_->mutable_data_ptr()) + offset);
+  }
+
+ private:
+  int64_t bytes_ = 0;
+  std::optional<Tensor> memory_;
+};
+
+}  // namespace fastinfer::ops
