@@ -29,8 +29,6 @@
 // stream-K have run on the host: tests/cutlass.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cutlass/cutlass.h>
 
 #include <cute/tensor.hpp>
@@ -40,7 +38,7 @@
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 #include <cutlass/gemm/kernel/tile_scheduler.hpp>
 
-#include "cpu/vec/scalar.h"
+#include "cuda/device_vec.cuh"
 #include "cuda/gemm_s8s8s32/cutlass_epilogue.h"
 #include "cuda/gemm_s8s8s32/cutlass_kernels.h"
 
@@ -53,27 +51,6 @@ using cute::_2;
 using cute::Int;
 using cute::Shape;
 namespace fusion = cutlass::epilogue::fusion;
-
-// cpu::ScalarVec by the GPU's own conversions.
-struct DeviceVec : cpu::ScalarVec {
-#ifdef __CUDA_ARCH__
-  __device__ static F load(const void* p, DType dtype) {
-    if (dtype == DType::f32) return *static_cast<const float*>(p);
-    const uint16_t half = *static_cast<const uint16_t*>(p);
-    if (dtype == DType::bf16) return __uint_as_float(uint32_t(half) << 16);
-    return __half2float(__ushort_as_half(half));
-  }
-  __device__ static void store(void* p, DType dtype, F v) {
-    if (dtype == DType::f32) {
-      *static_cast<float*>(p) = v;
-    } else if (dtype == DType::bf16) {
-      *static_cast<uint16_t*>(p) = __bfloat16_as_ushort(__float2bfloat16_rn(v));
-    } else {
-      *static_cast<uint16_t*>(p) = __half_as_ushort(__float2half_rn(v));
-    }
-  }
-#endif
-};
 
 // The root of the visitor tree: takes the fragments that its children loaded, and itself the
 // residual, which is the C of CUTLASS where there is one.
