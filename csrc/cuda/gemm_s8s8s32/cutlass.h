@@ -14,7 +14,8 @@ namespace fastinfer::cuda {
 // capability is 90.
 bool cutlass_takes(const GemmS8S8S32& p, int compute_capability);
 
-// Bytes that the plan needs beside the operands, 128-byte aligned; 0 for most.
+// Bytes that the plan needs beside the operands, 128-byte aligned; 0 for most. Of p it reads m, n,
+// k_pad and out_dtype.
 int64_t cutlass_workspace_bytes(const GemmS8S8S32& p, const CutlassPlan& plan);
 
 // cutlass_takes(p, of the current GPU) is true. workspace: may hold anything, null where it has 0
