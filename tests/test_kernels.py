@@ -187,6 +187,76 @@ def test_multiplier(kernel, activation, with_residual, rng):
     np.testing.assert_array_equal(got, want if residual is None else want + residual)
 
 
+SUM_K = 256  # products of a chain, gemm_f32s8f32.h
+
+
+@pytest.mark.parametrize("k", [0, 1, 6, 255, 257, 1030])
+@pytest.mark.parametrize("out_dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("kernel", rows("gemm_f32s8f32"))
+def test_float_times_int8(kernel, dtype, out_dtype, k, rng):
+    """Within the roundings of the formula of float64, and the reference's bits."""
+    for m, n in itertools.product(around(kernel["mr"]), [1, 2 * kernel["nr"] + 3]):
+        x = from_float32(rng.standard_normal((m, k), dtype=np.float32), dtype)
+        w = int8(rng, n, k)
+        w_scale = rng.uniform(0.5, 2, n).astype(np.float32) / 127
+        bias = rng.standard_normal(n, dtype=np.float32)
+        activation = ACTIVATIONS[rng.integers(len(ACTIVATIONS))]
+        residual = from_float32(rng.standard_normal((m, n), dtype=np.float32), out_dtype)
+        options = {"dtype": dtype, "out_dtype": out_dtype}
+        arguments = x, w, w_scale, bias, ACTIVATIONS.index(activation), residual
+        got = _C.gemm_f32s8f32(kernel["name"], *arguments, **options)
+        generic = _C.gemm_f32s8f32("gemm_f32s8f32_generic", *arguments, **options)
+        np.testing.assert_array_equal(got, generic)
+
+        exact, scale = to_float64(x, dtype), w_scale.astype(np.float64)
+        z = exact @ w.T * scale + bias
+        y = activate(activation, z) + to_float64(residual, out_dtype)
+        roundings = min(k, SUM_K) + math.ceil(k / SUM_K)  # of a sum; then one of z, one of y
+        bound = U * SLOPE[activation] * (roundings * (abs(exact) @ abs(w.T.astype(float))) * scale)
+        bound += U * ((SLOPE[activation] + ACTIVATION_U[activation]) * abs(z) + abs(y))
+        bound = bound * (1 + 2.0**-13) + OUT_U[out_dtype] * abs(y) * (1 + 2.0**-10) + 1e-35
+        bound += 2.0**-25 if out_dtype == "f16" else 0
+        assert (abs(to_float64(got, out_dtype) - y) <= bound).all()
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("kernel", rows("gemm_f32s8f32"))
+def test_float_times_int8_keeps_to_ieee_754(kernel, dtype, poison, rng):
+    """NaN wherever x holds one, or an Inf meets a zero; Inf of the weight's sign elsewhere."""
+    x = rng.standard_normal((2 * kernel["mr"] + 3, 70), dtype=np.float32)
+    w, hit = int8(rng, 40, 70), kernel["mr"]
+    w[:9, 33] = 0
+
+    def run():
+        one = np.ones(40, np.float32)
+        return _C.gemm_f32s8f32(kernel["name"], from_float32(x, dtype), w, one, dtype=dtype)
+
+    clean = run()
+    x[hit, 33] = poison
+    got = run()
+    with np.errstate(invalid="ignore"):
+        want = poison * w[:, 33].astype(np.float32)
+    np.testing.assert_array_equal(got[hit], want)
+    others = np.arange(len(x)) != hit
+    np.testing.assert_array_equal(got[others], clean[others])
+
+
+@pytest.mark.parametrize("magnitude", [2.0**-133, 2.0**-126, 2.0**-120, 2.0**-119])
+@pytest.mark.parametrize("kernel", rows("gemm_f32s8f32"))
+def test_subnormal_sums_are_kept(kernel, magnitude, rng):
+    """Where vdpbf16ps would take products or sums for zero: exact, and the same in every row."""
+    signs = rng.choice([-1, 1], (kernel["mr"] + 1, 2)).astype(np.float32)
+    x = signs * np.array([1, 1.5], np.float32) * np.float32(magnitude)
+    w = np.array([[3, -2], [2, -1], [1, 1]], np.int8)
+    got = _C.gemm_f32s8f32(
+        kernel["name"], from_float32(x, "bf16"), w, np.ones(3, np.float32), dtype="bf16"
+    )
+    exact = to_float64(from_float32(x, "bf16"), "bf16")
+    np.testing.assert_array_equal(got, exact @ w.T)
+
+
 @pytest.mark.parametrize("k", [0, 1, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 131, 200, 1000])
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -33,6 +33,21 @@ struct DeviceVec : cpu::ScalarVec {
     }
   }
 #endif
+  // Two elements of a 16-bit type as `store` leaves them, the first in the lower half.
+  __device__ static uint32_t pack(F a, F b, DType dtype) {
+#ifdef __CUDA_ARCH__
+    uint32_t word;
+    if (dtype == DType::bf16) {
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+    } else {
+      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+    }
+    return word;
+#else
+    const auto half = [dtype](F v) { return dtype == DType::bf16 ? to_bf16(v) : to_f16(v); };
+    return uint32_t(half(b)) << 16 | half(a);
+#endif
+  }
 };
 
 }  // namespace

@@ -47,11 +47,30 @@ class CudaCall {
     check_device(name, t);
     check_vector_form(op_, name, t, dtype, n);
   }
+  // A tensor of the dtype and shape of x.
+  void check_like(const char* name, const Tensor& t, const Tensor& x) const {
+    check_device(name, t);
+    STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op_, ": ", name, " has dtype ",
+                    dtype_text(t.scalar_type()), ", want that of x, ", dtype_text(x.scalar_type()));
+    bool same = t.dim() == x.dim();
+    for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == x.size(i);
+    STD_TORCH_CHECK(same, op_, ": ", name, " has shape ", shape_text(t), ", want that of x, ",
+                    shape_text(x));
+  }
+  // The number of rows, a block each.
+  int64_t check_rows(const char* name, const Rows& rows) const {
+    STD_TORCH_CHECK(rows.m <= INT32_MAX, op_, ": ", name, " has ", rows.m, " rows, want at most ",
+                    INT32_MAX);
+    return rows.m;
+  }
   void check(cudaError_t error) const { check_cuda_error(op_, error); }
 
   // An uninitialised tensor without gaps.
   Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) const {
-    const std::vector<int64_t> strides = contiguous_strides(sizes);
+    return empty(sizes, contiguous_strides(sizes), dtype);
+  }
+  Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+               ScalarType dtype) const {
     AtenTensorHandle handle;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         int64_t(sizes.size()), sizes.data(), strides.data(),

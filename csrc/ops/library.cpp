@@ -8,6 +8,9 @@ STABLE_TORCH_LIBRARY(fastinfer, m) {
       "str activation=\"none\", Tensor? residual=None, ScalarType? out_dtype=None, "
       "Tensor? x_scale=None, Tensor? x_offset=None) -> Tensor");
   m.def(
+      "linear_w8a16(Tensor x, Tensor w_packed, Tensor w_scale, Tensor? bias=None, "
+      "str activation=\"none\", Tensor? residual=None, ScalarType? out_dtype=None) -> Tensor");
+  m.def(
       "linear_w8a8_cat(Tensor x, Tensor[] w_packed, Tensor[] w_scale, Tensor?[] bias, "
       "str activation=\"none\", ScalarType? out_dtype=None, Tensor? x_scale=None, "
       "Tensor? x_offset=None) -> Tensor");

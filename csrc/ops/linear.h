@@ -31,6 +31,13 @@ inline cpu::LinearWeight check_weight(const char* op, const WeightNames& names,
   return weight;
 }
 
+inline const Tensor& check_x(const char* op, const Tensor& x, int64_t k) {
+  check_cpu(op, "x", x);
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == k, op, ": x has shape ", shape_text(x),
+                  ", want [..., K] with K = ", k, ", as the packed weight has");
+  return x;
+}
+
 // Fills in p's x and its scales; keeps alive what had to be copied. The dtype is read once: a
 // question to a tensor costs some 20 ns through the stable ABI.
 class LinearInput {
@@ -71,13 +78,6 @@ class LinearInput {
   }
 
  private:
-  static const Tensor& check_x(const char* op, const Tensor& x, int64_t k) {
-    check_cpu(op, "x", x);
-    STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == k, op, ": x has shape ", shape_text(x),
-                    ", want [..., K] with K = ", k, ", as the packed weight has");
-    return x;
-  }
-
   // [1], or for int8 the shape of x without K; `one` says which.
   const float* check_scale(const char* op, const char* name, const Tensor& x, const Tensor& t,
                            std::optional<Tensor>* copy, bool* one) const {
@@ -102,6 +102,14 @@ class LinearInput {
   ScalarType dtype_;
   std::optional<Tensor> scale_, offset_;
 };
+
+// The rows of a residual of the output's dtype and shape [..., n], if there is one.
+inline std::optional<Rows> check_residual(const char* op, const std::optional<Tensor>& residual,
+                                          const Tensor& x, int64_t n, ScalarType out_type) {
+  if (!residual) return std::nullopt;
+  check_cpu(op, "residual", *residual);
+  return residual_rows(op, *residual, output_shape(x, n), out_type);
+}
 
 // Runs the driver on `p`, complete but for its output [..., n].
 inline Tensor run_linear(const char* op, const Tensor& x, int64_t n, ScalarType out_dtype,

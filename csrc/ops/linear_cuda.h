@@ -82,12 +82,7 @@ inline std::optional<Rows> check_cuda_residual(const char* op, const CudaCall& c
                                                ScalarType out_dtype) {
   if (!residual) return std::nullopt;
   call.check_device("residual", *residual);
-  STD_TORCH_CHECK(residual->scalar_type() == out_dtype, op, ": residual has dtype ",
-                  dtype_text(residual->scalar_type()), ", want that of the output, ",
-                  dtype_text(out_dtype));
-  STD_TORCH_CHECK(shape == std::vector<int64_t>(residual->sizes().begin(), residual->sizes().end()),
-                  op, ": residual has shape ", shape_text(*residual), ", want that of the output");
-  return Rows(*residual);
+  return residual_rows(op, *residual, shape, out_dtype);
 }
 
 // x of an int8 linear, and the products of its rows with any number of weights.

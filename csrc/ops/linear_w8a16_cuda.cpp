@@ -36,11 +36,10 @@ Tensor linear_w8a16(const Tensor& x, const Tensor& w_packed, const Tensor& w_sca
   const ScalarType out_type = out_dtype.value_or(x.scalar_type());
   p.out_dtype = check_float(kOp, "out_dtype", out_type);
   const std::vector<int64_t> shape = output_shape(x, p.n);
-  const std::optional<Rows> residual_rows =
-      check_cuda_residual(kOp, call, residual, shape, out_type);
-  if (residual_rows) {
-    p.residual = residual_rows->data;
-    p.ld_residual = residual_rows->ld_bytes / cpu::size_of(p.out_dtype);
+  const std::optional<Rows> residual_at = check_cuda_residual(kOp, call, residual, shape, out_type);
+  if (residual_at) {
+    p.residual = residual_at->data;
+    p.ld_residual = residual_at->ld_bytes / cpu::size_of(p.out_dtype);
   }
   Tensor out = call.empty(shape, out_type);
   p.out = out.mutable_data_ptr();

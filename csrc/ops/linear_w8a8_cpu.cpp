@@ -20,17 +20,8 @@ Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scal
   p.activation = parse_activation(kOp, activation);
   const LinearInput input(kOp, x, x_scale, x_offset, weight.packed.k, &p);
   const ScalarType out_type = input.out_dtype(kOp, out_dtype);
-  std::optional<Rows> residual_rows;
-  if (residual) {
-    check_cpu(kOp, "residual", *residual);
-    STD_TORCH_CHECK(residual->scalar_type() == out_type, kOp, ": residual has dtype ",
-                    dtype_text(residual->scalar_type()), ", want that of the output, ",
-                    dtype_text(out_type));
-    STD_TORCH_CHECK(output_shape(x, n) ==
-                        std::vector<int64_t>(residual->sizes().begin(), residual->sizes().end()),
-                    kOp, ": residual has shape ", shape_text(*residual),
-                    ", want that of the output");
-    residual_rows.emplace(*residual);
+  const std::optional<Rows> residual_rows = check_residual(kOp, residual, x, n, out_type);
+  if (residual_rows) {
     p.residual = residual_rows->data;
     p.residual_ld_bytes = residual_rows->ld_bytes;
   }

@@ -19,11 +19,10 @@ Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scal
   const ScalarType out_type = linear.out_dtype(kOp, out_dtype);
   p.out_dtype = *float_dtype(out_type);
   const std::vector<int64_t> shape = output_shape(x, weight.n);
-  const std::optional<Rows> residual_rows =
-      check_cuda_residual(kOp, call, residual, shape, out_type);
-  if (residual_rows) {
-    p.residual = residual_rows->data;
-    p.ld_residual = residual_rows->ld_bytes / cpu::size_of(p.out_dtype);
+  const std::optional<Rows> residual_at = check_cuda_residual(kOp, call, residual, shape, out_type);
+  if (residual_at) {
+    p.residual = residual_at->data;
+    p.ld_residual = residual_at->ld_bytes / cpu::size_of(p.out_dtype);
   }
   linear.add(weight);
   linear.prepare();

@@ -43,8 +43,8 @@ Tensor unpack_w8(const Tensor& w_packed, int64_t n, int64_t k) {
   if (cuda::is_packed(bytes, w_packed.numel())) {
     STD_TORCH_CHECK(n >= 0 && k >= 0, "unpack_w8: n, k are ", n, ", ", k, ", want >= 0");
     Tensor w = empty({n, k}, ScalarType::Char);
-    const char* wrong = cuda::unpack_w8(bytes, w_packed.numel(), n, k,
-                                        static_cast<int8_t*>(w.mutable_data_ptr()));
+    const char* wrong =
+        cuda::unpack_w8(bytes, w_packed.numel(), n, k, static_cast<int8_t*>(w.mutable_data_ptr()));
     STD_TORCH_CHECK(wrong == nullptr, "unpack_w8: w_packed ", wrong);
     return w;
   }

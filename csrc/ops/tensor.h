@@ -109,6 +109,17 @@ inline std::vector<int64_t> output_shape(const Tensor& x, int64_t n) {
   return shape;
 }
 
+// The rows of a residual, which has the output's shape and dtype.
+inline Rows residual_rows(const char* op, const Tensor& residual, const std::vector<int64_t>& shape,
+                          ScalarType out_dtype) {
+  STD_TORCH_CHECK(residual.scalar_type() == out_dtype, op, ": residual has dtype ",
+                  dtype_text(residual.scalar_type()), ", want that of the output, ",
+                  dtype_text(out_dtype));
+  STD_TORCH_CHECK(shape == std::vector<int64_t>(residual.sizes().begin(), residual.sizes().end()),
+                  op, ": residual has shape ", shape_text(residual), ", want that of the output");
+  return Rows(residual);
+}
+
 inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;

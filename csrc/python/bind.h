@@ -103,6 +103,7 @@ void list_kernels(const char* family, const Kernel* table, int count, py::list& 
 // Each family adds its rows to `kernels` and its functions to `m`: one file a family.
 void bind_act_mul(py::module_& m, py::list& kernels);
 void bind_attention(py::module_& m, py::list& kernels);
+void bind_gemm_f32s8f32(py::module_& m, py::list& kernels);
 void bind_gemm_s8s8s32(py::module_& m, py::list& kernels);
 void bind_norm(py::module_& m, py::list& kernels);
 void bind_quantize_rowwise(py::module_& m, py::list& kernels);

@@ -35,6 +35,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   py::list kernels;
   bind_act_mul(m, kernels);
   bind_attention(m, kernels);
+  bind_gemm_f32s8f32(m, kernels);
   bind_gemm_s8s8s32(m, kernels);
   bind_norm(m, kernels);
   bind_quantize_rowwise(m, kernels);

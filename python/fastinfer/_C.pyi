@@ -59,6 +59,17 @@ def gemm_s8s8s32(
     a_offset: NDArray[np.float32] | None = None,
     multiplier: NDArray[np.float32] | None = None,
 ) -> NDArray[np.generic]: ...
+def gemm_f32s8f32(
+    kernel: str,
+    x: NDArray[np.generic],
+    w: NDArray[np.int8],
+    w_scale: NDArray[np.float32],
+    bias: NDArray[np.float32] | None = None,
+    activation: int = 0,
+    residual: NDArray[np.generic] | None = None,
+    dtype: str = "f32",
+    out_dtype: str = "f32",
+) -> NDArray[np.generic]: ...
 def norm(
     kernel: str,
     x: NDArray[np.generic],

@@ -8,7 +8,7 @@ from fastinfer.calibration import Calibration
 from fastinfer.channels import prune_channels_
 from fastinfer.checkpoint import load
 from fastinfer.compare import Comparison, compare
-from fastinfer.config import Int8Dynamic, Int8Static
+from fastinfer.config import Int8Dynamic, Int8Static, Int8WeightOnly
 from fastinfer.criteria import Magnitude, Random, Taylor, Wanda
 from fastinfer.distill import distill
 from fastinfer.distillation import Distillation
@@ -56,6 +56,7 @@ __all__ = [
     "Int8Dynamic",
     "Int8Sparse",
     "Int8Static",
+    "Int8WeightOnly",
     "LayerPruning",
     "Magnitude",
     "Optimized",

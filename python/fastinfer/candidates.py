@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastinfer.nn import QuantizedLinear, why_not_quantizable
+from fastinfer.nn import QuantizedLinear, WeightOnlyLinear, why_not_quantizable
+from fastinfer.ops._common import why_not_on
 from fastinfer.projections import is_conv1d
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -58,7 +59,7 @@ def find_layers(
 ) -> list[Layer]:
     """Every linear module below `model`, in the model's order, each once, with its reason.
 
-    quantized_too, parametrized_too: to be that is no reason.
+    quantized_too, parametrized_too: to be that is no reason (weight-only is: it takes no range).
     """
     layers = list_layers(model)
     for layer in layers:
@@ -156,7 +157,7 @@ def _why_left(
 ) -> str | None:
     module = layer.module
     quantized = isinstance(module, QuantizedLinear)
-    if quantized and not quantized_too:
+    if isinstance(module, WeightOnlyLinear) or (quantized and not quantized_too):
         return ALREADY
     if parametrize.is_parametrized(module):
         if not parametrized_too:
@@ -171,8 +172,9 @@ def _why_left(
         return None
     if module.weight.is_meta:
         return "it is on the meta device, without values"
-    if module.weight.device.type != "cpu":
-        return f"it is on {module.weight.device}; the kernels are for the CPU"
+    no_kernels = why_not_on(module.weight.device)
+    if no_kernels is not None:
+        return f"it is on {module.weight.device}; {no_kernels}"
     if not all_finite(module.weight):
         return "its weight holds NaN or Inf"
     return None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastinfer.config import Int8Dynamic, Int8WeightOnly
 from fastinfer.fuse import fuse_
 from fastinfer.huggingface import build_empty, import_transformers
 from fastinfer.nn import QuantizedLinear
@@ -24,6 +25,7 @@ from fastinfer.swap import close_fused_paths
 FORMAT = 1
 _DESCRIPTION, _TENSORS = "fastinfer.json", "model.safetensors"
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".gguf"}
+_LAYERS = {config.label: config.layer for config in (Int8Dynamic, Int8WeightOnly)}
 _LARGEST_COPIED = 64 << 20  # bytes; a tokenizer is smaller, weights of another kind are not
 
 
@@ -56,7 +58,7 @@ def save(optimized: Optimized, source: Path, out: Path) -> None:
                 "in_features": layer.in_features,
                 "out_features": layer.out_features,
                 "bias": layer.bias is not None,
-                "scheme": "int8 dynamic",
+                "scheme": _scheme(layer),
             }
             for name, layer in model.named_modules(remove_duplicate=False)
             if isinstance(layer, QuantizedLinear)
@@ -106,7 +108,8 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
         for layer in layers:
             sizes = int(layer["in_features"]), int(layer["out_features"])
             parent, _, attribute = str(layer["name"]).rpartition(".")
-            twin = QuantizedLinear(*sizes, bool(layer["bias"]), device="meta").eval()
+            kind = _LAYERS[layer["scheme"]]
+            twin = kind(*sizes, bool(layer["bias"]), device="meta").eval()
             if not isinstance(model.get_submodule(layer["name"]), nn.Linear):
                 raise ValueError(f"{layer['name']} is no linear layer of the model")
             setattr(model.get_submodule(parent), attribute, twin)
@@ -121,6 +124,10 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
     if fused:
         fuse_(model)
     return model
+
+
+def _scheme(layer: QuantizedLinear) -> str:
+    return next(label for label, kind in _LAYERS.items() if kind is type(layer))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

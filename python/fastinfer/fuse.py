@@ -42,7 +42,8 @@ class Fusion(Printable):
 
     @property
     def left(self) -> dict[str, int]:
-        """Operators that were not recognised and stayed torch's own, by name."""
+        """Operators that were not recognised and stayed torch's own, and weight-only int8 layers,
+        which nothing is fused into, by name."""
         return dict(self._last.left)
 
     @property

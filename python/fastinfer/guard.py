@@ -8,6 +8,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastinfer.nn import QuantizedLinear
@@ -16,6 +17,7 @@ from fastinfer.observe import call, observed
 # Each layer is timed for a moment as it is called, the like layers of a model in all for so long.
 _BURST_SECONDS, _BURST_FEWEST = 0.02, 3
 _SECONDS, _MOST = 0.1, 200
+_CALLS_ON_GPU = 10
 
 Look = Callable[[nn.Module, Tensor, Tensor], None]
 
@@ -96,7 +98,7 @@ def _kind(linear: Any) -> Hashable:
     """What the time of a linear layer depends on, its input apart."""
     shape = linear.in_features, linear.out_features, linear.bias is None
     if isinstance(linear, QuantizedLinear):
-        return *shape, linear.input_scale is None, linear.weight_packed.shape
+        return *shape, type(linear), linear.input_scale is None, linear.weight_packed.shape
     return *shape, linear.weight.dtype
 
 
@@ -133,6 +135,20 @@ class _Samples:
 
 
 def _seconds(forward: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    if x.is_cuda:
+        return _seconds_on_gpu(forward, x)
     start = perf_counter()
     forward(x)
     return perf_counter() - start
+
+
+def _seconds_on_gpu(forward: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Between events, over calls enough that the GPU and not the launches set the pace."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.device(x.device):
+        begin.record()
+        for _ in range(_CALLS_ON_GPU):
+            forward(x)
+        end.record()
+        end.synchronize()
+    return begin.elapsed_time(end) * 1e-3 / _CALLS_ON_GPU

@@ -78,7 +78,7 @@ class Config(Printable):
 
 
 def show_config() -> Config:
-    """What runs here: versions, CPU, threads, GPUs, every instruction set with its state, the build.
+    """What runs here: versions, CPU, threads, GPUs, the state of every instruction set, the build.
 
     Returns a Config: it prints as a table (`print(fastinfer.show_config())`; at a Python prompt
     the bare call does) and `.to_dict()` gives plain data. `python -m fastinfer` prints it too.

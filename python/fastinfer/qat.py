@@ -18,7 +18,7 @@ from fastinfer.candidates import (
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.nn import QATLinear, QuantizedLinear, why_not_quantizable
-from fastinfer.quantize import check_config, check_names
+from fastinfer.quantize import check_names
 from fastinfer.summary import Row, Summary
 from fastinfer.swap import close_fused_paths, make_row, make_twins, put, weight_sqnr_db
 
@@ -52,7 +52,10 @@ def prepare_qat_(
     if the calibration is of another model.
     """
     check_container(model)
-    check_config(config)
+    if not isinstance(config, Int8Dynamic | Int8Static):
+        raise TypeError(
+            f"config: got {type(config).__name__}, want Int8Dynamic() or Int8Static(calibration)"
+        )
     check_filter_fn(filter_fn)
     ranges = config.calibration.by_name if isinstance(config, Int8Static) else {}
     layers = find_layers(model, filter_fn, parametrized_too=True)

@@ -17,14 +17,15 @@ from fastinfer.candidates import (
     find_layers,
     group_tied,
 )
-from fastinfer.config import Int8Dynamic, Int8Static
+from fastinfer.config import Int8Dynamic, Int8Static, Int8WeightOnly
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.fuse import fuse_
 from fastinfer.guard import Timing, time_layers, verdict
-from fastinfer.nn import QuantizedLinear
+from fastinfer.nn import QuantizedLinear, WeightOnlyLinear
 from fastinfer.observe import check_inputs
 from fastinfer.summary import Summary
 from fastinfer.swap import (
+    Make,
     close_fused_paths,
     make_row,
     make_twins,
@@ -41,7 +42,7 @@ _LONG_LAYERS = 50
 
 def quantize_(
     model: nn.Module,
-    config: Int8Dynamic | Int8Static = _INT8_DYNAMIC,
+    config: Int8Dynamic | Int8Static | Int8WeightOnly = _INT8_DYNAMIC,
     *,
     filter_fn: FilterFn | None = None,
     example_inputs: Any = None,
@@ -51,13 +52,14 @@ def quantize_(
     """Replaces the nn.Linear layers of `model`, in place, by int8 ones; says what became of each.
 
     model: a trained model on the CPU; its layers are replaced, its other parts not touched.
-    config: the scheme, Int8Dynamic() or Int8Static(calibration). filter_fn(module, name) -> bool:
-    False leaves that layer as it is. example_inputs: what the model is called with: a tensor, a
-    tuple of positional arguments or a dict of keyword arguments. With it, the model runs once, and
-    a layer is replaced only if, on this machine and at the shapes that reach it in that run, int8
-    is not slower; one that is not reached stays float. fuse: whether to call fuse_ on the model as
-    well; the summary's `fusion` is what it returns. progress: True or False shows or hides the bar;
-    None shows it on a terminal if the work is long.
+    config: the scheme, Int8Dynamic(), Int8Static(calibration) or Int8WeightOnly().
+    filter_fn(module, name) -> bool: False leaves that layer as it is. example_inputs: what the
+    model is called with: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+    With it, the model runs once, and a layer is replaced only if, on this machine and at the shapes
+    that reach it in that run, int8 is not slower; one that is not reached stays float. fuse:
+    whether to call fuse_ on the model as well (nothing is fused into weight-only layers); the
+    summary's `fusion` is what it returns. progress: True or False shows or hides the bar; None
+    shows it on a terminal if the work is long.
 
     Left alone, each with its reason in the summary: subclasses of nn.Linear, parametrised layers,
     layers with hooks or with a forward of their own, layers that filter_fn rejects, dtypes other
@@ -91,7 +93,9 @@ def quantize_(
                 layer.reason = ALREADY
     bytes_before = tensor_bytes(model)
 
-    made = _make(groups, ranges, progress)
+    weight_only = isinstance(config, Int8WeightOnly)
+    make = WeightOnlyLinear.from_linear if weight_only else QuantizedLinear.from_linear
+    made = _make(groups, make, ranges, progress)
     timings: dict[nn.Module, Timing] = {}
     if example_inputs is not None:
         timings = time_layers(model, [example_inputs], made)
@@ -105,7 +109,8 @@ def quantize_(
         twin = made[layer.module] if layer.reason is None else None
         was_float = not isinstance(layer.module, QuantizedLinear)
         sqnr = weight_sqnr_db(layer.module, twin) if twin and was_float else None
-        rows.append(make_row(layer, twin, timings.get(layer.module), sqnr, static))
+        label = config.label if weight_only else None
+        rows.append(make_row(layer, twin, timings.get(layer.module), sqnr, static, label))
     for layer in layers:
         if layer.reason is None:
             put(layer, made[layer.module])
@@ -130,9 +135,10 @@ def _check(model: object, config: object, filter_fn: object, example_inputs: obj
 
 def check_config(config: object) -> None:
     """Raises TypeError unless `config` is a scheme of quantisation."""
-    if not isinstance(config, Int8Dynamic | Int8Static):
+    if not isinstance(config, Int8Dynamic | Int8Static | Int8WeightOnly):
         raise TypeError(
-            f"config: got {type(config).__name__}, want Int8Dynamic() or Int8Static(calibration)"
+            f"config: got {type(config).__name__}, want Int8Dynamic(), Int8Static(calibration) or "
+            "Int8WeightOnly()"
         )
 
 
@@ -147,7 +153,10 @@ def check_names(ranges: Mapping[str, InputRange], layers: list[Layer]) -> None:
 
 
 def _make(
-    groups: list[list[Layer]], ranges: Mapping[str, InputRange], progress: bool | None
+    groups: list[list[Layer]],
+    make: Make,
+    ranges: Mapping[str, InputRange],
+    progress: bool | None,
 ) -> dict[nn.Module, QuantizedLinear]:
     """The int8 layer of each float one; those of a group share their weight."""
     made: dict[nn.Module, QuantizedLinear] = {}
@@ -159,7 +168,7 @@ def _make(
         for group in bar.track(groups, description="Quantising"):
             module = group[0].module
             quantized = isinstance(module, QuantizedLinear)
-            made |= {module: same_buffers(module)} if quantized else make_twins(group)
+            made |= {module: same_buffers(module)} if quantized else make_twins(group, make)
             for layer in group:
                 if layer.name in ranges:
                     found = ranges[layer.name]

@@ -67,6 +67,7 @@ class Random {
 void test_arch();
 void test_buffer_pool();
 void test_vec();
+void test_gemm_f32s8f32();
 void test_gemm_s8s8s32();
 void test_norm();
 void test_quantize_rowwise();

@@ -5,6 +5,9 @@
 //   barrier, so that a barrier that is missing gives two different results;
 // * an asynchronous copy happens when it is waited for and not before;
 // * dynamic shared memory is full of garbage when a block begins, and ends at a guard page;
+// * an access through a pointer that is not aligned as its type is ends the test (the compiler
+// checks
+//   it, see CMakeLists.txt);
 // * threads of a block, or of a warp, that wait for others which never come end the test.
 //
 // What it cannot show: the time that anything takes, the order of memory between blocks that run
@@ -29,10 +32,10 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct uint4 {
+struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
-struct uint2 {
+struct alignas(8) uint2 {
   uint32_t x, y;
 };
 

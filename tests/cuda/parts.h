@@ -9,6 +9,9 @@ namespace fastinfer::test {
 void test_emulator();
 void test_cuda_pack();
 void test_cuda_quantize();
+void test_cuda_norm();
+void test_cuda_act_mul();
+void test_cuda_rope();
 void test_cuda_gemm();
 void test_cuda_w8a16();
 

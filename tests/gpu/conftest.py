@@ -1,11 +1,21 @@
-"""Tests that need a GPU; `make gpu-check` runs them where there is one."""
+"""Tests that need a GPU; `make gpu-check` runs them where there is one. What of them does not ask
+for CUDA itself can be tried on a CPU: FASTINFER_GPU_TESTS_ON=cpu."""
+
+import os
 
 import pytest
 import torch
 
+DEVICE = torch.device(os.environ.get("FASTINFER_GPU_TESTS_ON", "cuda"))
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return DEVICE
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or DEVICE.type == "cpu":
         return
     skip = pytest.mark.skip(reason="torch sees no GPU here")
     for item in items:

@@ -1,6 +1,7 @@
 """The linears on a GPU against the CPU's: the same bits, at every M, dtype and form of x."""
 
 import copy
+import os
 import pickle
 
 import pytest
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from fastinfer import ops, quantize_linear
 
-DEVICE = torch.device("cuda")
+DEVICE = torch.device(os.environ.get("FASTINFER_GPU_TESTS_ON", "cuda"))
+LAYOUT: ops.Layout = "cuda" if DEVICE.type == "cuda" else "dense"
+needs_cuda = pytest.mark.skipif(DEVICE.type != "cuda", reason="graphs and streams are CUDA's")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # On both sides of every step of the heuristics.
 ROWS = (1, 2, 3, 4, 5, 8, 16, 17, 32, 33, 64, 65, 128, 129, 300)
@@ -26,11 +29,11 @@ def both(x: Tensor, w: Tensor, scale: Tensor, *args: Tensor, **options: object) 
     """The answers of the CPU and of the GPU, on the CPU."""
     host = ops.linear_w8a8(x, ops.pack_w8(w), scale, *args, **options)
     moved = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}
-    packed = ops.pack_w8(w, "cuda").to(DEVICE)
+    packed = ops.pack_w8(w, LAYOUT).to(DEVICE)
     there = ops.linear_w8a8(
         x.to(DEVICE), packed, scale.to(DEVICE), *(a.to(DEVICE) for a in args), **moved
     )
-    assert there.device.type == "cuda"
+    assert there.device.type == DEVICE.type
     return [host, there.cpu()]
 
 
@@ -113,7 +116,7 @@ def test_cat_and_gated(m: int) -> None:
     parts = [weight(n, 192) for n in (64, 33, 80)]
     x = torch.randn(m, 192, dtype=torch.bfloat16)
     packed = [ops.pack_w8(w) for w, _, _ in parts]
-    there = [ops.pack_w8(w, "cuda").to(DEVICE) for w, _, _ in parts]
+    there = [ops.pack_w8(w, LAYOUT).to(DEVICE) for w, _, _ in parts]
     scales, biases = [p[1] for p in parts], [p[2] for p in parts]
     host = ops.linear_w8a8_cat(x, packed, scales, biases, activation="silu")
     gpu = ops.linear_w8a8_cat(
@@ -126,7 +129,7 @@ def test_cat_and_gated(m: int) -> None:
     assert_same(host, gpu.cpu())
     gate, up = weight(72, 192), weight(72, 192)
     sides = []
-    for device, layout in (("cpu", "dense"), (DEVICE, "cuda")):
+    for device, layout in (("cpu", "dense"), (DEVICE, LAYOUT)):
         arguments = [
             t
             for w, scale, bias in (gate, up)
@@ -136,7 +139,7 @@ def test_cat_and_gated(m: int) -> None:
                 bias.to(device),
             )
         ]
-        sides.append(ops.linear_w8a8_gated(x.to(device), *arguments, "silu").cpu())
+        sides.append(ops.linear_w8a8_gated(x.to(device), *arguments, activation="silu").cpu())
     assert_same(*sides)
 
 
@@ -147,7 +150,7 @@ def test_w8a16(m: int, n: int, k: int, dtype: torch.dtype) -> None:
     """Float sums in another order than the CPU's: against float64."""
     w, scale, bias = weight(n, k)
     x = torch.randn(m, k).to(dtype)
-    packed = ops.pack_w8(w, "cuda").to(DEVICE)
+    packed = ops.pack_w8(w, LAYOUT).to(DEVICE)
     y = ops.linear_w8a16(x.to(DEVICE), packed, scale.to(DEVICE), bias.to(DEVICE)).cpu().double()
     products = x.double()[:, None] * (w.double() * scale.double()[:, None])
     exact = products.sum(-1) + bias
@@ -156,6 +159,7 @@ def test_w8a16(m: int, n: int, k: int, dtype: torch.dtype) -> None:
     assert ((y - exact).abs() <= bound).all()
 
 
+@needs_cuda
 @pytest.mark.parametrize("m", [1, 30, 100])
 def test_graph_on_a_side_stream(m: int) -> None:
     layer = quantize_linear(nn.Linear(512, 384)).to(DEVICE)
@@ -182,11 +186,11 @@ def test_layer_moves_and_copies() -> None:
     layer = quantize_linear(linear)
     want = layer(x)
     layer.to(DEVICE)
-    assert layer.layout == "cuda"
+    assert layer.layout == LAYOUT
     assert_same(want, layer(x.to(DEVICE)).cpu())
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert_same(want, other(x.to(DEVICE)).cpu())
-    with torch.autocast("cuda", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         assert layer(x.to(DEVICE)).shape == want.shape
     fresh = quantize_linear(nn.Linear(300, 70))
     fresh.load_state_dict(layer.state_dict())
@@ -210,6 +214,7 @@ def test_compile_and_opcheck() -> None:
     torch.library.opcheck(torch.ops.fastinfer.quantize_rows.default, (x,))
 
 
+@needs_cuda
 def test_refuses() -> None:
     layer = quantize_linear(nn.Linear(32, 16))
     x = torch.randn(2, 32, device=DEVICE)

@@ -48,12 +48,12 @@ __device__ void quantize_row(const QuantizeRowwise& p, int64_t m, bool aligned) 
   for (int i = 0; i < kKept; ++i) {
     const int64_t k = first + i * kStep;
     if (k >= p.k_pad) break;
-    store_row_bytes(q, k, p.k, kept[i], s);
+    store_bytes<true>(q, k, p.k_pad, quantized_bytes(kept[i], p.k - k, s));
   }
   for (int64_t k = first + kKept * kStep; k < p.k_pad; k += kStep) {
     float v[kLoad];
     load_elements<kType>(row, k, p.k, aligned, v);
-    store_row_bytes(q, k, p.k, v, s);
+    store_bytes<true>(q, k, p.k_pad, quantized_bytes(v, p.k - k, s));
   }
 }
 

@@ -15,6 +15,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
+from fastinfer.ops._common import why_not_on
+
 aten = torch.ops.aten
 
 
@@ -41,7 +43,7 @@ def why_not(module: GraphModule) -> str | None:
 
     The operators have no gradients, and autocast decides about casts call by call.
     """
-    if torch.is_autocast_enabled("cpu") or any(
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")) or any(
         "autocast" in getattr(node.target, "__name__", "") for node in module.graph.nodes
     ):
         return "it runs under autocast"
@@ -59,8 +61,12 @@ def why_not(module: GraphModule) -> str | None:
         return "it takes no tensor"
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "it records gradients: call it under torch.inference_mode() or torch.no_grad()"
-    if any(x.device.type != "cpu" for x in tensors):
-        return "it is not on the CPU"
+    devices = {x.device for x in tensors}
+    if len(devices) > 1:
+        return f"its inputs are on several devices: {', '.join(sorted(map(str, devices)))}"
+    no_kernels = why_not_on(devices.pop())
+    if no_kernels is not None:
+        return no_kernels
     return None
 
 

@@ -13,7 +13,9 @@ from fastinfer.graph.clean import (
     remove_identities,
     remove_writes,
 )
+from fastinfer.graph.emit import fastinfer
 from fastinfer.graph.linears import fuse_linears, hand_over_rows
+from fastinfer.graph.match import is_op
 from fastinfer.graph.norms import fuse_norms
 from fastinfer.graph.rewritten import Rewritten
 from fastinfer.graph.rope import fuse_rope
@@ -46,10 +48,12 @@ def rewrite(module: GraphModule) -> Rewritten:
 
 
 def _computations(graph: Graph) -> Counter[str]:
-    """The aten operators that still compute, by name."""
+    """The aten operators that still compute, and the weight-only layers, by name."""
     names = Counter[str]()
     for node in graph.nodes:
         target = node.target
+        if is_op(node, fastinfer.linear_w8a16.default):
+            names["linear_w8a16"] += 1
         if getattr(target, "namespace", None) != "aten":
             continue
         if not any(r.alias_info for r in target._schema.returns):  # a view computes nothing

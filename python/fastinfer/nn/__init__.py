@@ -3,11 +3,13 @@
 from fastinfer.nn.qat_linear import QATLinear
 from fastinfer.nn.quantized_linear import QuantizedLinear, quantize_linear, why_not_quantizable
 from fastinfer.nn.split_attention import SplitAttention
+from fastinfer.nn.weight_only_linear import WeightOnlyLinear
 
 __all__ = [
     "QATLinear",
     "QuantizedLinear",
     "SplitAttention",
+    "WeightOnlyLinear",
     "quantize_linear",
     "why_not_quantizable",
 ]

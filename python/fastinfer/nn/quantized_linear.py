@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,19 @@ _linear_w8a8 = torch.ops.fastinfer.linear_w8a8.default
 _PLAIN = ("none", None, None)  # activation, residual, out_dtype
 
 
-class _WithoutGradient(torch.autograd.Function):
-    """The operator on an input that requires a gradient: a backward pass through it is an error
+class WithoutGradient(torch.autograd.Function):
+    """An operator on an input that requires a gradient: a backward pass through it is an error
     and not a gradient with this layer left out."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        return _linear_w8a8(*arguments)
+    def forward(ctx: Any, operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        return operator(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
-            "QuantizedLinear: backward() reached the layer, but it is for inference only and has "
-            "no gradient: run the model under torch.inference_mode(), or train the float model"
+            "backward() reached an int8 linear layer, but it is for inference only and has no "
+            "gradient: run the model under torch.inference_mode(), or train the float model"
         )
 
 
@@ -67,6 +67,10 @@ class QuantizedLinear(nn.Module):
     input_scale: Tensor | None
     input_offset: Tensor | None
 
+    # The operator with every check, and what it is called.
+    _checked: ClassVar[Callable[..., Tensor]] = staticmethod(ops.linear_w8a8)
+    _scheme: ClassVar[str] = "w8a8"
+
     def __init__(
         self,
         in_features: int,
@@ -78,11 +82,11 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         if not 0 <= in_features <= ops.MAX_K:
             raise ValueError(
-                f"QuantizedLinear: in_features is {in_features}, want 0 to {ops.MAX_K} "
+                f"{type(self).__name__}: in_features is {in_features}, want 0 to {ops.MAX_K} "
                 "(int32 sums stay exact up to there)"
             )
         if out_features < 0:
-            raise ValueError(f"QuantizedLinear: out_features is {out_features}, want >= 0")
+            raise ValueError(f"{type(self).__name__}: out_features is {out_features}, want >= 0")
         self.in_features = in_features
         self.out_features = out_features
         # Zeros carry no header, so an empty layer cannot pass for a filled one.
@@ -167,7 +171,8 @@ class QuantizedLinear(nn.Module):
                 self._check_not_training()
                 if not torch.compiler.is_compiling():
                     fixed = buffers["input_scale"], buffers["input_offset"]
-                    return _WithoutGradient.apply(x, packed, scale, bias, *_PLAIN, *fixed)
+                    arguments = x, packed, scale, bias, *_PLAIN, *fixed
+                    return WithoutGradient.apply(_linear_w8a8, *arguments)
             if buffers["input_scale"] is None:
                 return _linear_w8a8(x, packed, scale, bias)
             fixed = buffers["input_scale"], buffers["input_offset"]
@@ -180,28 +185,26 @@ class QuantizedLinear(nn.Module):
     def _check_not_training(self) -> None:
         if self.training:
             raise RuntimeError(
-                "QuantizedLinear: x requires a gradient and the layer is in training mode, but it "
-                "is for inference only: call model.eval(), or run under torch.inference_mode()"
+                f"{type(self).__name__}: x requires a gradient and the layer is in training mode, "
+                "but it is for inference only: call model.eval(), or run under "
+                "torch.inference_mode()"
             )
 
     def _explain(self, x: Tensor) -> None:
         """Raises what is wrong with the arguments of a call that failed, if that was the cause."""
         if isinstance(x, Tensor) and (x.dim() == 0 or x.shape[-1] != self.in_features):
             raise ValueError(
-                f"QuantizedLinear: x has shape {list(x.shape)}, want [..., {self.in_features}]"
+                f"{type(self).__name__}: x has shape {list(x.shape)}, "
+                f"want [..., {self.in_features}]"
             )
         if not self.weight_packed.is_meta and not self.weight_packed[:8].any():
             raise ValueError(
-                "QuantizedLinear: the layer is empty, want weights: load a state_dict into it"
+                f"{type(self).__name__}: the layer is empty, want weights: load a state_dict into "
+                "it"
             )
-        ops.linear_w8a8(
-            x,
-            self.weight_packed,
-            self.weight_scale,
-            self.bias,
-            x_scale=self.input_scale,
-            x_offset=self.input_offset,
-        )
+        fixed = {"x_scale": self.input_scale, "x_offset": self.input_offset}
+        given = {name: value for name, value in fixed.items() if value is not None}
+        self._checked(x, self.weight_packed, self.weight_scale, self.bias, **given)
 
     def dequantize(self) -> Tensor:
         """The weight as the layer uses it: float32 ``[out_features, in_features]``, a new tensor.
@@ -226,7 +229,7 @@ class QuantizedLinear(nn.Module):
         layout = self.layout
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, scheme=w8a8"
+            f"bias={self.bias is not None}, scheme={self._scheme}"
             + ("" if layout in (None, "dense") else f", {layout}")
             + (", static" if self.input_scale is not None else "")
         )
@@ -313,7 +316,7 @@ class QuantizedLinear(nn.Module):
             if packed.device.type == "cpu" and ops.layout_of(packed) == "cuda":
                 packed = ops.repack_w8(packed, "dense")
             rows = torch.empty(0, self.in_features, device=packed.device)
-            ops.linear_w8a8(rows, packed, scale, bias)
+            self._checked(rows, packed, scale, bias)
         except (TypeError, ValueError) as error:
             return f"{prefix}weight_packed, {prefix}weight_scale, {prefix}bias: {error}"
         return self._why_not_input_range(state_dict, prefix)
@@ -391,20 +394,28 @@ def why_not_quantizable(module: nn.Module) -> str | None:
     return None
 
 
-def quantize_linear(linear: nn.Linear) -> QuantizedLinear:
+def quantize_linear(linear: nn.Linear, config: Any = None) -> QuantizedLinear:
     """An int8 layer in place of a trained ``linear``, which stays as it is.
 
     Args:
         linear: exactly an :class:`torch.nn.Linear`, float32, bfloat16 or float16. Subclasses,
             parametrised and hooked layers may compute something else, so they are refused.
+        config: ``Int8Dynamic()``, or None for it, or ``Int8WeightOnly()``.
 
     Returns:
         The layer, in the same training mode. See :meth:`QuantizedLinear.from_linear`.
 
     Raises:
-        TypeError: ``linear`` is not such a layer; the message says why.
+        TypeError: ``linear`` is not such a layer, and the message says why, or ``config`` is
+            another thing.
         ValueError: the weight holds NaN or Inf, or K > 131071.
     """
+    kind = QuantizedLinear if config is None else getattr(config, "layer", None)
+    if kind is None or isinstance(config, type):
+        raise TypeError(
+            f"quantize_linear: config is a {type(config).__name__}, want Int8Dynamic() or "
+            "Int8WeightOnly()"
+        )
     if isinstance(linear, nn.Linear) and linear.in_features > ops.MAX_K:
         raise ValueError(
             f"quantize_linear: linear has K = {linear.in_features}, want at most {ops.MAX_K}"
@@ -412,4 +423,4 @@ def quantize_linear(linear: nn.Linear) -> QuantizedLinear:
     reason = why_not_quantizable(linear)
     if reason is not None:
         raise TypeError(f"quantize_linear: linear: {reason}; want a plain float nn.Linear")
-    return QuantizedLinear.from_linear(linear)
+    return kind.from_linear(linear)

@@ -11,6 +11,7 @@ from fastinfer.ops._common import ACTIVATIONS, MAX_K
 from fastinfer.ops._linear import linear_w8a8
 from fastinfer.ops._linear_cat import linear_w8a8_cat
 from fastinfer.ops._linear_gated import linear_w8a8_gated
+from fastinfer.ops._linear_w8a16 import linear_w8a16
 from fastinfer.ops._norm import layer_norm, rms_norm
 from fastinfer.ops._pack import (
     LAYOUTS,
@@ -37,6 +38,7 @@ __all__ = [
     "linear_w8a8",
     "linear_w8a8_cat",
     "linear_w8a8_gated",
+    "linear_w8a16",
     "pack_w8",
     "packed_bytes",
     "quantize_rows",

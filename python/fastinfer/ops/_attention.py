@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastinfer.ops._attention_by_torch import attention_by_torch
 from fastinfer.ops._common import FLOATS, check_tensor, run, shape_text
 
 MAX_HEAD_DIM = 256
@@ -31,6 +32,9 @@ def attention(
     there does not matter, NaN included. A query that sees no key gives zeros, as
     ``F.scaled_dot_product_attention`` does; an additive mask with the least finite number instead
     of -Inf hides nothing, so that a row full of it is the mean of ``v``, as it is there.
+
+    On CUDA it is torch's own attention with this meaning: the numbers are those of its kernels, and
+    what is hidden must be finite.
 
     Args:
         q: ``[B, Hq, Tq, D]`` float32, bfloat16 or float16, D from 1 to 256. Any strides; a copy is
@@ -117,3 +121,17 @@ def _(
     _check_attention(q, k, v, mask, causal, window)
     b, h, t, d = q.shape
     return q.new_empty((b, t, h, d)).transpose(1, 2)
+
+
+@torch.library.impl("fastinfer::attention", "cuda")
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    causal: bool = False,
+    window: int = 0,
+) -> Tensor:
+    _check_attention(q, k, v, mask, causal, window)
+    return attention_by_torch(q, k, v, mask, scale, causal, window)

@@ -45,6 +45,15 @@ WHY_NO_CUDA = _why_no_cuda()
 DEVICES = ("cpu", "meta") if WHY_NO_CUDA else ("cpu", "meta", "cuda")
 
 
+def why_not_on(device: torch.device) -> str | None:
+    """Why the operators do not run on a device, as a sentence; None where they do."""
+    if device.type in DEVICES:
+        return None
+    if device.type == "cuda" and WHY_NO_CUDA:
+        return WHY_NO_CUDA
+    return f"fastinfer has no kernels for {device.type}"
+
+
 def run(op: Callable[..., Any], *args: object) -> Any:
     """Calls ``op``; what only the bytes of a packed weight reveal becomes a ValueError."""
     try:
@@ -70,10 +79,8 @@ def check_tensor(op: str, name: str, t: Tensor, dtypes: tuple[torch.dtype, ...])
         raise TypeError(f"{op}: {name} has dtype {t.dtype}, want {want}")
     if t.layout != torch.strided or t.is_nested:
         raise TypeError(f"{op}: {name} is sparse or nested, want a plain strided tensor")
-    if t.device.type not in DEVICES:
-        reason = f"fastinfer has no kernels for {t.device.type}"
-        if t.device.type == "cuda" and WHY_NO_CUDA:
-            reason = WHY_NO_CUDA
+    reason = why_not_on(t.device)
+    if reason is not None:
         raise ValueError(f"{op}: {name} is on {t.device}, want cpu: {reason}")
 
 

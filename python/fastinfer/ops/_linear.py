@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from fastinfer.ops._common import check_activation, check_tensor, run, shape_text
+from fastinfer.ops._common import check_activation, run
 from fastinfer.ops._linear_checks import (
-    check_device,
     check_input,
     check_out_dtype,
+    check_residual,
     check_weight,
 )
 from fastinfer.ops._pack import check_packed_size
@@ -96,14 +96,7 @@ def _check(
     n = check_weight(op, ("w_packed", "w_scale", "bias"), w_packed, w_scale, bias, x)
     check_activation(op, activation)
     out_dtype = check_out_dtype(op, x, out_dtype)
-    if residual is not None:
-        check_tensor(op, "residual", residual, (out_dtype,))
-        check_device(op, "residual", residual, x)
-        if residual.shape != (*x.shape[:-1], n):
-            raise ValueError(
-                f"{op}: residual has shape {shape_text(residual.shape)}, want that of the "
-                f"output, {shape_text(torch.Size((*x.shape[:-1], n)))}"
-            )
+    check_residual(op, residual, x, n, out_dtype)
     return out_dtype
 
 

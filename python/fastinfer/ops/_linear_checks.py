@@ -1,4 +1,4 @@
-"""What the int8 linears check alike: the input with its scales, weights, the activation."""
+"""What the int8 linears check alike: the input with its scales, weights, the residual."""
 
 import torch
 from torch import Tensor
@@ -17,10 +17,14 @@ def check_out_dtype(op: str, x: Tensor, out_dtype: torch.dtype | None) -> torch.
     return out_dtype
 
 
-def check_input(op: str, x: Tensor, x_scale: Tensor | None, x_offset: Tensor | None) -> None:
-    check_tensor(op, "x", x, (*FLOATS, torch.int8))
+def check_rows(op: str, x: Tensor) -> None:
     if x.dim() < 1:
         raise ValueError(f"{op}: x has shape [], want [..., K]")
+
+
+def check_input(op: str, x: Tensor, x_scale: Tensor | None, x_offset: Tensor | None) -> None:
+    check_tensor(op, "x", x, (*FLOATS, torch.int8))
+    check_rows(op, x)
     if (x_scale is None) != (x_offset is None):
         missing = "x_scale" if x_scale is None else "x_offset"
         raise ValueError(f"{op}: {missing} is None, want it beside the other")
@@ -60,6 +64,20 @@ def check_weight(
         if t is not None:
             check_device(op, name, t, x)
     return n
+
+
+def check_residual(
+    op: str, residual: Tensor | None, x: Tensor, n: int, out_dtype: torch.dtype
+) -> None:
+    if residual is None:
+        return
+    check_tensor(op, "residual", residual, (out_dtype,))
+    check_device(op, "residual", residual, x)
+    if residual.shape != (*x.shape[:-1], n):
+        raise ValueError(
+            f"{op}: residual has shape {shape_text(residual.shape)}, want that of the "
+            f"output, {shape_text(torch.Size((*x.shape[:-1], n)))}"
+        )
 
 
 def check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:

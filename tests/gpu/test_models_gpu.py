@@ -1,0 +1,89 @@
+"""Whole models on a GPU: moved there in int8, quantised there, fused there."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastinfer
+
+
+class Block(nn.Module):
+    """A gated feed-forward with RMSNorm, and attention beside it: what fusion looks for."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm2 = nn.LayerNorm(width), nn.RMSNorm(width)
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.o = nn.Linear(width, width)
+        self.gate, self.up = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (
+            p(h).view(*h.shape[:2], self.heads, -1).transpose(1, 2)
+            for p in (self.q, self.k, self.v)
+        )
+        a = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(a.transpose(1, 2).flatten(2))
+        h = self.norm2(x)
+        return x + self.down(nn.functional.silu(self.gate(h)) * self.up(h))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block(128, 4) for _ in range(2)), nn.Linear(128, 77)).eval()
+
+
+def close(y: Tensor, want: Tensor) -> None:
+    """Attention and float sums differ in order; int8 steps that this moves stay few."""
+    assert ((y.cpu() - want).norm() / want.norm()).item() < 5e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 7), (4, 64)])
+def test_int8_model_moves(model: nn.Module, shape: tuple[int, int], device: torch.device) -> None:
+    x = torch.randn(*shape, 128)
+    fastinfer.quantize_(model)
+    with torch.inference_mode():
+        want = model(x)
+        close(model.to(device)(x.to(device)), want)
+        assert torch.equal(model.to("cpu")(x), want)
+
+
+def test_quantised_there(model: nn.Module, device: torch.device) -> None:
+    x = torch.randn(2, 9, 128)
+    host = copy.deepcopy(model)
+    fastinfer.quantize_(host)
+    model.to(device)
+    summary = fastinfer.quantize_(model)
+    assert summary.quantized
+    with torch.inference_mode():
+        close(model(x.to(device)), host(x))
+
+
+def test_guard_says_what_is_slower(model: nn.Module, device: torch.device) -> None:
+    model.to(device, torch.bfloat16)
+    x = torch.randn(2, 9, 128, device=device, dtype=torch.bfloat16)
+    print(fastinfer.quantize_(model, example_inputs=x))
+    with torch.inference_mode():
+        assert model(x).isfinite().all()
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_fused_there(model: nn.Module, int8: bool, device: torch.device) -> None:
+    if int8:
+        fastinfer.quantize_(model)
+    model.to(device)
+    x = torch.randn(2, 9, 128, device=device)
+    with torch.inference_mode():
+        want = model(x).cpu()
+        fastinfer.fuse_(model)
+        for length in (9, 5):
+            y = model(x[:, :length])
+            if length == 9:
+                close(y, want)
+            assert y.shape == (2, length, 77)
