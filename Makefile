@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 # The editable install keeps its objects here, so that one touched kernel is one compilation.
 BUILD := build/native
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
-CXX_FILES := $(shell find csrc tests/cpp tests/cuda bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/cpp tests/cuda tests/cutlass bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PIP_INSTALL := $(PY) -m pip install --quiet
 EDITABLE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 

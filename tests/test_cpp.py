@@ -1,5 +1,5 @@
-"""Builds the C++ tests and runs them: every kernel row on guarded buffers (tests/cpp), and the CUDA
-kernels over an emulator (tests/cuda)."""
+"""Builds the C++ tests and runs them: every kernel row on guarded buffers (tests/cpp), the CUDA
+kernels over an emulator (tests/cuda), and CUTLASS's own functions on the host (tests/cutlass)."""
 
 from __future__ import annotations
 
@@ -47,6 +47,15 @@ def test_every_row(binary: pathlib.Path) -> None:
 def test_cuda_kernels_emulated(binary: pathlib.Path) -> None:
     emulated = binary.parents[1] / "cuda" / "fastinfer_cuda_tests"
     done = subprocess.run([emulated], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(" passed, 0 failed\n")
+
+
+def test_cutlass_on_host(binary: pathlib.Path) -> None:
+    tests = binary.parents[1] / "cutlass" / "fastinfer_cutlass_tests"
+    if not tests.exists():
+        pytest.skip("built without nvidia-cutlass, or without the headers of CUDA")
+    done = subprocess.run([tests], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(" passed, 0 failed\n")
 

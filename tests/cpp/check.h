@@ -78,5 +78,6 @@ void test_linear();
 void test_attention();
 void test_linear_forms();
 void test_sparse();
+void test_cutlass();
 
 }  // namespace fastinfer::test

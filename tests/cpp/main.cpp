@@ -3,7 +3,7 @@
 //   isa <name> supported | not supported: why
 //   row <kernel> <isa> ran | skipped: why
 // An argument runs one part: arch, vec, norm, gemm, quantize, pack, linear, forms, attention, pool,
-// rope, act_mul, sparse, weight_only.
+// rope, act_mul, sparse, weight_only, cutlass.
 #include <cstdio>
 #include <cstring>
 
@@ -33,7 +33,8 @@ int main(int argc, char** argv) {
                {"forms", test::test_linear_forms},  {"norm", test::test_norm},
                {"attention", test::test_attention}, {"pool", test::test_buffer_pool},
                {"rope", test::test_rope},           {"act_mul", test::test_act_mul},
-               {"sparse", test::test_sparse},       {"weight_only", test::test_gemm_f32s8f32}};
+               {"sparse", test::test_sparse},       {"weight_only", test::test_gemm_f32s8f32},
+               {"cutlass", test::test_cutlass}};
   bool found = argc < 2;
   for (const auto& part : parts) {
     if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;
@@ -44,7 +45,7 @@ int main(int argc, char** argv) {
     std::fprintf(
         stderr,
         "part: got \"%s\", want arch, vec, norm, gemm, quantize, pack, linear, forms, attention, "
-        "pool, rope, act_mul, sparse or weight_only\n",
+        "pool, rope, act_mul, sparse, weight_only or cutlass\n",
         argv[1]);
     return 2;
   }

@@ -1,0 +1,8 @@
+#include "cuda/gemm_s8s8s32/cutlass_sm90_dense.cuh"
+
+namespace fastinfer::cuda {
+
+const CutlassKernel cutlass_sm90_128x256_16bit =
+    Cooperative<CutlassTile::m128n256, uint16_t>::kernel;
+
+}  // namespace fastinfer::cuda
