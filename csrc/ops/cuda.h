@@ -29,12 +29,14 @@ class CudaCall {
     STD_TORCH_CHECK(cuda::runs_on(major, minor), op, ": the GPU has compute capability ", major,
                     ".", minor,
                     ", want one that the kernels are built for: ", cuda::kArchitectures);
+    compute_capability_ = major * 10 + minor;
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
   cudaStream_t stream() const { return stream_; }
+  int compute_capability() const { return compute_capability_; }  // 10 major + minor
   int multiprocessors() const {
     return device_attribute(op_, cudaDevAttrMultiProcessorCount, device_);
   }
@@ -81,7 +83,7 @@ class CudaCall {
 
  private:
   const char* op_;
-  int device_;
+  int device_, compute_capability_ = 0;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };

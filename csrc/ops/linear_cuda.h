@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cuda/gemm_s8s8s32/cutlass.h"
 #include "cuda/gemm_s8s8s32/launch.h"
 #include "cuda/gemm_s8s8s32/pack.h"
 #include "cuda/quantize_rowwise/quantize_rowwise.h"
@@ -118,11 +119,22 @@ class CudaLinear {
   }
 
   // Plans the product with `weight`; `run` has the same number.
-  void add(const CudaWeight& weight) {
+  void add(const CudaWeight& weight, ScalarType out_dtype) {
     Product product{};
     product.weight = weight;
     if (weight.n > 0 && m() > 0) {
-      product.plan = cuda::plan_gemm(m(), weight.n, k_pad(), call_.multiprocessors());
+      const int multiprocessors = call_.multiprocessors();
+      product.plan = cuda::plan_gemm(m(), weight.n, k_pad(), multiprocessors);
+      if (m() >= cuda::kCutlassLeastM && k_pad() > 0) {
+        product.cutlass = cuda::plan_cutlass(m(), weight.n, k_pad(), multiprocessors);
+        cuda::GemmS8S8S32 p{};
+        p.m = m();
+        p.n = weight.n;
+        p.k_pad = k_pad();
+        p.out_dtype = *float_dtype(out_dtype);
+        partial_bytes_ =
+            std::max(partial_bytes_, cuda::cutlass_workspace_bytes(p, product.cutlass));
+      }
     }
     product.first_counter = counters_;
     counters_ += product.plan.tiles;
@@ -190,8 +202,13 @@ class CudaLinear {
     p.compensation = product.weight.compensation;
     p.w_scale = product.weight.scale;
     p.bias = product.weight.bias;
-    const cuda::GemmWorkspace workspace{counters_at_ + product.first_counter, partials_at_};
-    call_.check(cuda::launch_gemm_s8s8s32(p, product.plan, workspace, dependent_, call_.stream()));
+    if (m() >= cuda::kCutlassLeastM && cuda::cutlass_takes(p, call_.compute_capability())) {
+      call_.check(cuda::launch_cutlass(p, product.cutlass, partials_at_, call_.stream()));
+    } else {
+      const cuda::GemmWorkspace workspace{counters_at_ + product.first_counter, partials_at_};
+      call_.check(
+          cuda::launch_gemm_s8s8s32(p, product.plan, workspace, dependent_, call_.stream()));
+    }
     dependent_ = true;
   }
 
@@ -199,6 +216,7 @@ class CudaLinear {
   struct Product {
     CudaWeight weight;
     cuda::GemmPlan plan;
+    cuda::CutlassPlan cutlass;  // for many rows, where CUTLASS takes them
     int64_t first_counter;
   };
 

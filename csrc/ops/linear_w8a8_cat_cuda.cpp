@@ -18,6 +18,7 @@ Tensor linear_w8a8_cat(const Tensor& x, const std::vector<Tensor>& w_packed,
                   bias.size(), ", want equal ones");
   const CudaCall call(kOp, x);
   CudaLinear linear(kOp, call, x, x_scale, x_offset);
+  const ScalarType out_type = linear.out_dtype(kOp, out_dtype);
   std::vector<int64_t> columns;
   int64_t n = 0;
   for (size_t i = 0; i < count; ++i) {
@@ -26,13 +27,12 @@ Tensor linear_w8a8_cat(const Tensor& x, const std::vector<Tensor>& w_packed,
     const CudaWeight weight =
         check_cuda_weight(kOp, call, {packed.c_str(), scale.c_str(), one_bias.c_str()}, w_packed[i],
                           w_scale[i], bias[i], linear.k());
-    linear.add(weight);
+    linear.add(weight, out_type);
     columns.push_back(n);
     n += weight.n;
   }
   cuda::GemmS8S8S32 p{};
   p.activation = parse_activation(kOp, activation);
-  const ScalarType out_type = linear.out_dtype(kOp, out_dtype);
   p.out_dtype = *float_dtype(out_type);
   p.ld_out = n;
   linear.prepare();

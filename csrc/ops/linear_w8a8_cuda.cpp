@@ -24,7 +24,7 @@ Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scal
     p.residual = residual_at->data;
     p.ld_residual = residual_at->ld_bytes / cpu::size_of(p.out_dtype);
   }
-  linear.add(weight);
+  linear.add(weight, out_type);
   linear.prepare();
   Tensor out = call.empty(shape, out_type);
   p.out = out.mutable_data_ptr();

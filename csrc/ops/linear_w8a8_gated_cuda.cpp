@@ -23,8 +23,8 @@ Tensor linear_w8a8_gated(const Tensor& x, const Tensor& gate_packed, const Tenso
                   "gate_scale, ",
                   gate.n);
   const ScalarType out_type = linear.out_dtype(kOp, out_dtype);
-  linear.add(gate);
-  linear.add(up);
+  linear.add(gate, ScalarType::Float);
+  linear.add(up, out_type);
   cuda::GemmS8S8S32 first{};
   first.activation = parse_activation(kOp, activation);
   linear.prepare(linear.m() * gate.n * 4);

@@ -31,6 +31,9 @@ constexpr int kCutlassStepK = 128;
 // CUTLASS's stream-K cuts off no fewer steps of K than these.
 constexpr int kCutlassLeastSteps = 8;
 
+// From so many rows on CUTLASS multiplies, where it can.
+constexpr int64_t kCutlassLeastM = 65;
+
 struct CutlassPlan {
   CutlassTile tile;
   int swizzle;          // tiles are taken in squares of 1, 2, 4 or 8 clusters, which stay in L2
