@@ -10,6 +10,7 @@ void test_emulator();
 void test_cuda_pack();
 void test_cuda_quantize();
 void test_cuda_gemm();
+void test_cuda_sp24();
 void test_cuda_w8a16();
 
 // `body` with the threads of a block in ascending order, then in descending order: a barrier that
