@@ -5,6 +5,7 @@
 
 #include "cuda/gemm_s8s8s32/launch.h"
 #include "cuda/gemm_s8s8s32/pack.h"
+#include "cuda/gemm_s8s8s32/sp24.h"
 #include "cuda/quantize_rowwise/quantize_rowwise.h"
 #include "ops/activation.h"
 #include "ops/cuda.h"
@@ -13,10 +14,12 @@ namespace fastinfer::ops {
 
 constexpr int64_t kMaxCudaK = 131071;
 
-// One weight [N, K] in the layout "cuda".
+// One weight [N, K] in the layout "cuda", or "cuda_sp24".
 struct CudaWeight {
   int64_t n;
-  const int8_t* rows;
+  bool sparse;
+  const int8_t* rows;       // where it is not sparse
+  cuda::Sp24Weight pieces;  // where it is
   const int32_t* compensation;
   const float *scale, *bias;
 };
@@ -38,15 +41,22 @@ inline CudaWeight check_cuda_weight(const char* op, const CudaCall& call,
     weight.bias = static_cast<const float*>(bias->const_data_ptr());
   }
   const cuda::PackedOffsets at = cuda::packed_offsets(weight.n, k);
-  STD_TORCH_CHECK(packed.numel() == at.bytes, op, ": ", names.packed, " has ", packed.numel(),
-                  " bytes, want the ", at.bytes,
-                  " of an int8 weight packed for CUDA (layout "
-                  "\"cuda\") with N = ",
-                  weight.n, " and K = ", k, ", as x has");
+  const cuda::Sp24Offsets sp24 = cuda::sp24_offsets(weight.n, k);
+  // The size tells which layout it is: they differ (pack.h) unless there is nothing to multiply.
+  weight.sparse = packed.numel() == sp24.bytes && sp24.bytes != at.bytes;
+  STD_TORCH_CHECK(weight.sparse || packed.numel() == at.bytes, op, ": ", names.packed, " has ",
+                  packed.numel(), " bytes, want the ", at.bytes,
+                  " of an int8 weight packed for CUDA (layout \"cuda\"; ", sp24.bytes,
+                  " of \"cuda_sp24\") with N = ", weight.n, " and K = ", k, ", as x has");
   const auto* bytes = static_cast<const char*>(packed.const_data_ptr());
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(bytes) % 16 == 0, op, ": ", names.packed,
                   " begins at an odd address, want one that is a multiple of 16");
-  weight.rows = reinterpret_cast<const int8_t*>(bytes + at.rows);
+  if (weight.sparse) {
+    weight.pieces = {reinterpret_cast<const uint8_t*>(bytes + sp24.masks),
+                     reinterpret_cast<const int8_t*>(bytes + sp24.values)};
+  } else {
+    weight.rows = reinterpret_cast<const int8_t*>(bytes + at.rows);
+  }
   weight.compensation = reinterpret_cast<const int32_t*>(bytes + at.compensation);
   weight.scale = static_cast<const float*>(scale.const_data_ptr());
   return weight;
@@ -126,9 +136,13 @@ class CudaLinear {
   void add(const CudaWeight& weight) {
     Product product{};
     product.weight = weight;
-    if (weight.n > 0 && m() > 0) {
+    if (weight.n > 0 && m() > 0 && weight.sparse) {
+      product.sparse = cuda::plan_gemm_sp24(m(), weight.n, k_pad(), call_.multiprocessors());
+      product.plan = product.sparse.dense;
+    } else if (weight.n > 0 && m() > 0) {
       product.plan = cuda::plan_gemm(m(), weight.n, k_pad(), call_.multiprocessors());
     }
+    dense_bytes_ = std::max(dense_bytes_, product.sparse.dense_bytes);
     product.first_counter = counters_;
     counters_ += product.plan.tiles;
     partial_bytes_ = std::max(partial_bytes_, product.plan.partial_bytes);
@@ -142,10 +156,12 @@ class CudaLinear {
     const int64_t scale = workspace_.reserve(m() * 4), offset = workspace_.reserve(m() * 4);
     const int64_t counters = workspace_.reserve(counters_ * 4);
     const int64_t partials = workspace_.reserve(partial_bytes_);
+    const int64_t dense = workspace_.reserve(dense_bytes_);
     extra_ = workspace_.reserve(extra_bytes);
     workspace_.allocate(call_);
     counters_at_ = workspace_.at<int32_t>(counters);
     partials_at_ = workspace_.at<int32_t>(partials);
+    dense_at_ = workspace_.at<int8_t>(dense);
     if (in_place()) {
       a_ = static_cast<const int8_t*>(rows_.data);
       a_scale_ = scale_.data;
@@ -196,14 +212,19 @@ class CudaLinear {
     p.w_scale = product.weight.scale;
     p.bias = product.weight.bias;
     const cuda::GemmWorkspace workspace{counters_at_ + product.first_counter, partials_at_};
-    call_.check(cuda::launch_gemm_s8s8s32(p, product.plan, workspace, dependent_, call_.stream()));
+    call_.check(
+        product.weight.sparse
+            ? cuda::launch_gemm_sp24(p, product.weight.pieces, product.sparse, dense_at_, workspace,
+                                     dependent_, call_.stream())
+            : cuda::launch_gemm_s8s8s32(p, product.plan, workspace, dependent_, call_.stream()));
     dependent_ = true;
   }
 
  private:
   struct Product {
     CudaWeight weight;
-    cuda::GemmPlan plan;
+    cuda::GemmPlan plan;    // of rows: the weight's own, or those that it is expanded to
+    cuda::Sp24Plan sparse;  // of a sparse one
     int64_t first_counter;
   };
 
@@ -227,9 +248,10 @@ class CudaLinear {
   ScalarType dtype_;
   CudaScale scale_, offset_;
   std::vector<Product> products_;
-  int64_t counters_ = 0, partial_bytes_ = 0, extra_ = 0;
+  int64_t counters_ = 0, partial_bytes_ = 0, dense_bytes_ = 0, extra_ = 0;
   Workspace workspace_;
   int32_t *counters_at_ = nullptr, *partials_at_ = nullptr;
+  int8_t* dense_at_ = nullptr;
   const int8_t* a_ = nullptr;
   const float *a_scale_ = nullptr, *a_offset_ = nullptr;
   bool dependent_ = false;
