@@ -1,9 +1,8 @@
 // M <= 16, a 2:4 weight: every row of it is read once, expanded in registers, and multiplied by
 // mma.m16n8k32 as the operand of 16 rows; x comes from L1.
 //
-//   block    plan.warps warps share 16 rows of the weight: warp i takes the pieces i, i + warps,
-//   ...
-//            of 256 of K
+//   block    plan.warps warps share 16 rows of the weight; warp i takes 256 of K, and those that
+//            are a multiple of 256 plan.warps further
 //   lane     4 g + t has k = 32 t to 32 t + 31 of a chunk of 128, of rows g and g + 8 of the weight
 //            and of row g of x. They are the fragments of four mma whose order of K is not the
 //            memory's: in instruction j the groups of 4 numbered 2 j and 2 j + 1 stand where the
@@ -11,9 +10,10 @@
 //   flight   a batch of two chunks, whose masks share sectors: 4 loads of 16 bytes and 4 of 4 a
 //            lane, the first before the kernel that quantises x has ended
 //   sums     int32, of the warps in shared memory, exact in any order
-//   work     per 16 bytes of values: 26 operations and 2 or 4 mma (M <= 8, above) for both halves
+//   work     per 16 bytes of values: 26 operations, 2 mma where M <= 8 and 4 above
 //   bound    memory: 5/8 N K bytes
 //   slow     where x is not in L1: 16 rows of the weight read all of it
+//   nvcc     13.0, sm_90a: 70 registers for M <= 8, 80 above, no spills
 //
 // Never run on a GPU yet; see bench/results/gpu.md.
 #include "cuda/gemm_s8s8s32/epilogue.cuh"

@@ -8,6 +8,9 @@
 //   work     per 16 bytes of values: 8 operations for the masks, M x 4 permute_bytes and M x 4 dp4a
 //   bound    memory: 5/8 N K bytes; of what a multiprocessor can do in that time, at 4.8 TB/s,
 //            permutations are 41 % at M = 4 (sp24.cuh)
+//   slow     a lane's 32 bytes of x are two loads that skip every other 16 bytes: at M = 4 they may
+//            keep L1 as busy as the weight keeps memory
+//   nvcc     13.0, sm_90a: 72, 79, 96, 128 registers for M = 1 to 4, no spills
 //
 // Never run on a GPU yet; see bench/results/gpu.md.
 #include "cuda/gemm_s8s8s32/epilogue.cuh"
