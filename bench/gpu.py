@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fastinfer import ops
-from gpu_peers import OURS, PEERS, UNCHECKED, Unfit
+from gpu_peers import OURS, PEERS, SPARSE, UNCHECKED, Unfit, two_of_four
 from gpu_timing import capture, clocks, interleave, matmul_peak, read_rate, stream_rate
 from gpu_verdict import Record, left_out, times, verdicts
 from machine import describe
@@ -53,12 +53,15 @@ def measure_cell(m: int, n: int, k: int, device: torch.device, rounds: int) -> I
     w = torch.randn(n, k, device=device, dtype=torch.bfloat16) * k**-0.5
     x = torch.randn(m, k, device=device, dtype=torch.bfloat16)
     rows = torch.tensor(sorted({*range(min(m, 8)), *range(max(0, m - 8), m)}), device=device)
-    exact = x[rows].double() @ w.double().T
+    exact = {
+        sparse: x[rows].double() @ weight.double().T
+        for sparse, weight in ((False, w), (True, two_of_four(w)))
+    }
     runs, about = {}, {}
     for name, make in {**OURS, **PEERS}.items():
         try:
             tensors, call = make(w)
-            error = relative_error(call(x, *tensors)[rows], exact)
+            error = relative_error(call(x, *tensors)[rows], exact[name in SPARSE])
             wrong = name not in UNCHECKED and not error <= TOLERANCE
             if wrong and name in OURS:
                 raise SystemExit(f"{name} is wrong at {m}x{n}x{k}: relative error {error:.3g}")

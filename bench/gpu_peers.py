@@ -39,6 +39,18 @@ def ours_w8a16(w: Tensor) -> Stored:
     return _packed(w), torch.ops.fastinfer.linear_w8a16.default
 
 
+def two_of_four(w: Tensor) -> Tensor:
+    """The larger two of every 4 along K, zeros in place of the others."""
+    groups = w.view(w.shape[0], -1, 4)
+    return groups.scatter(-1, groups.abs().topk(2, -1, largest=False).indices, 0).view_as(w)
+
+
+def ours_sp24(w: Tensor) -> Stored:
+    quantized, scale = ops.quantize_rowwise(two_of_four(w))
+    packed = ops.pack_w8(quantized, "cuda_sp24" if w.is_cuda else "sp24")
+    return (packed, scale), torch.ops.fastinfer.linear_w8a8.default
+
+
 def torch_bf16(w: Tensor) -> Stored:
     return (w.clone(),), F.linear
 
@@ -103,9 +115,7 @@ def torch_fp8(w: Tensor) -> Stored:
 
 def torch_sparse_int8(w: Tensor) -> Stored:
     """cuSPARSELt's 2:4 product of int8, without the weight's scales: the best that it could be."""
-    quantized, _ = _int8_weight(w)
-    groups = quantized.view(w.shape[0], -1, 4)
-    groups.scatter_(-1, groups.abs().topk(2, -1, largest=False).indices, 0)
+    quantized = two_of_four(_int8_weight(w)[0])
 
     def call(x: Tensor, compressed: Tensor) -> Tensor:
         rows, _ = _call(_quantize_int8, x)
@@ -145,7 +155,11 @@ def bitsandbytes_int8(w: Tensor) -> Stored:
     return (), lambda x: layer(x.half()).to(torch.bfloat16)
 
 
-OURS = {"fastinfer_w8a8": ours_w8a8, "fastinfer_w8a16": ours_w8a16}
+OURS = {
+    "fastinfer_w8a8": ours_w8a8,
+    "fastinfer_w8a16": ours_w8a16,
+    "fastinfer_sp24": ours_sp24,
+}
 BASELINE = {"torch_bf16": torch_bf16}
 PEERS: dict[str, Peer] = {
     **BASELINE,
@@ -157,5 +171,7 @@ PEERS: dict[str, Peer] = {
     "torchao_int8_weight_only": torchao_int8_weight_only,
     "bitsandbytes_int8": bitsandbytes_int8,
 }
+# Those whose answers are of two_of_four(w).
+SPARSE = {"fastinfer_sp24"}
 # Their answers are not those of the weight given: 2:4 drops half of it, and has no scales.
 UNCHECKED = {"torch_sparse_int8"}

@@ -99,6 +99,14 @@ REQUIREMENTS = [
         lambda m, n, k: 128 <= m <= 512 and n >= 1024,
         faster("fastinfer_w8a8"),
     ),
+    Requirement(
+        "2:4, M 1-16, over w8a8",
+        1.3,
+        lambda m, n, k: m <= 16 and is_decode(m, n, k),
+        lambda cell, rates: (
+            cell["fastinfer_w8a8"].microseconds / cell["fastinfer_sp24"].microseconds
+        ),
+    ),
     Requirement("w8a8, squares, TOP/s", 1100, is_square, operations),
     Requirement(
         "w8a8, any M and shape, over bf16", 1.0, lambda m, n, k: True, faster("fastinfer_w8a8")

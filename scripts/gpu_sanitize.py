@@ -15,10 +15,14 @@ def main(device: str) -> None:
     for k, n in ((70, 37), (1030, 130)):
         layer = quantize_linear(nn.Linear(k, n)).to(device)
         packed, scale, bias = layer.weight_packed, layer.weight_scale, layer.bias
+        half = ops.unpack_w8(packed, n, k)
+        half[:, ::2] = 0
+        sp24 = ops.pack_w8(half, "cuda_sp24" if device == "cuda" else "sp24")
         for m in (1, 3, 9, 20, 40, 70):
             for dtype in (torch.float32, torch.bfloat16):
                 x = torch.randn(m, k, device=device, dtype=dtype)
                 ops.linear_w8a8(x, packed, scale, bias, activation="gelu")
+                ops.linear_w8a8(x, sp24, scale, bias)
                 ops.linear_w8a16(x, packed, scale, bias)
         x = torch.randn(5, k, device=device, dtype=torch.float16)
         ops.quantize_rowwise(x)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from rich.console import Console
 
 import gpu
+from gpu_peers import OURS
 from gpu_verdict import Record, neighbours, verdicts
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ def test_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "Requirements" in done.stdout
     records = [Record(**r) for r in json.loads(path.read_text())["records"]]
     ran = {r.candidate for r in records if not r.reason}
-    assert ran >= {"fastinfer_w8a8", "fastinfer_w8a16", "torch_bf16", "torch_int_mm"}
+    assert ran >= {*OURS, "torch_bf16", "torch_int_mm"}
     assert all(r.microseconds > 0 for r in records if not r.reason)
 
 
@@ -40,7 +41,7 @@ def test_sanitized_script_runs_on_a_cpu() -> None:
 
 
 def cell(m: int, n: int, k: int, bf16: float, ours: float) -> list[Record]:
-    times = {"torch_bf16": bf16, "fastinfer_w8a8": ours, "fastinfer_w8a16": ours}
+    times = {"torch_bf16": bf16, **dict.fromkeys(OURS, ours)}
     return [Record(name, m, n, k, us, 1, 0.0, 1) for name, us in times.items()]
 
 

@@ -58,9 +58,13 @@ __device__ inline void mma_16bit(float (&c)[4], const uint32_t (&a)[4], uint32_t
   }
 }
 
-// Byte i of the result is the one of a (0 to 3) or b (4 to 7) that hexadecimal digit i names.
+// Byte i of the result is the one of a (0 to 3) or b (4 to 7) that hexadecimal digit i names; the
+// four low digits are below 8, the others do not matter. (__byte_perm takes any digits, at the cost
+// of an operation.)
 __device__ inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t digits) {
-  return __byte_perm(a, b, digits);
+  uint32_t d;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(digits));
+  return d;
 }
 
 // Two float16 differences.
@@ -101,6 +105,13 @@ __device__ inline uint4 load_once(const void* p) {
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
+  return v;
+}
+
+// 4 bytes that are read once, beside others of the same sector: through L1.
+__device__ inline uint32_t load_word_once(const void* p) {
+  uint32_t v;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
 

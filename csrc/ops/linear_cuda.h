@@ -4,8 +4,10 @@
 #include <algorithm>
 
 #include "cuda/gemm_s8s8s32/cutlass.h"
+#include "cuda/gemm_s8s8s32/cutlass_sp24.h"
 #include "cuda/gemm_s8s8s32/launch.h"
 #include "cuda/gemm_s8s8s32/pack.h"
+#include "cuda/gemm_s8s8s32/sp24.h"
 #include "cuda/quantize_rowwise/quantize_rowwise.h"
 #include "ops/activation.h"
 #include "ops/cuda.h"
@@ -14,10 +16,12 @@ namespace fastinfer::ops {
 
 constexpr int64_t kMaxCudaK = 131071;
 
-// One weight [N, K] in the layout "cuda".
+// One weight [N, K] in the layout "cuda", or "cuda_sp24".
 struct CudaWeight {
   int64_t n;
-  const int8_t* rows;
+  bool sparse;
+  const int8_t* rows;       // where it is not sparse
+  cuda::Sp24Weight pieces;  // where it is
   const int32_t* compensation;
   const float *scale, *bias;
 };
@@ -39,15 +43,22 @@ inline CudaWeight check_cuda_weight(const char* op, const CudaCall& call,
     weight.bias = static_cast<const float*>(bias->const_data_ptr());
   }
   const cuda::PackedOffsets at = cuda::packed_offsets(weight.n, k);
-  STD_TORCH_CHECK(packed.numel() == at.bytes, op, ": ", names.packed, " has ", packed.numel(),
-                  " bytes, want the ", at.bytes,
-                  " of an int8 weight packed for CUDA (layout "
-                  "\"cuda\") with N = ",
-                  weight.n, " and K = ", k, ", as x has");
+  const cuda::Sp24Offsets sp24 = cuda::sp24_offsets(weight.n, k);
+  // The size tells which layout it is: they differ (pack.h) unless there is nothing to multiply.
+  weight.sparse = packed.numel() == sp24.bytes && sp24.bytes != at.bytes;
+  STD_TORCH_CHECK(weight.sparse || packed.numel() == at.bytes, op, ": ", names.packed, " has ",
+                  packed.numel(), " bytes, want the ", at.bytes,
+                  " of an int8 weight packed for CUDA (layout \"cuda\"; ", sp24.bytes,
+                  " of \"cuda_sp24\") with N = ", weight.n, " and K = ", k, ", as x has");
   const auto* bytes = static_cast<const char*>(packed.const_data_ptr());
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(bytes) % 16 == 0, op, ": ", names.packed,
                   " begins at an odd address, want one that is a multiple of 16");
-  weight.rows = reinterpret_cast<const int8_t*>(bytes + at.rows);
+  if (weight.sparse) {
+    weight.pieces = {reinterpret_cast<const uint8_t*>(bytes + sp24.masks),
+                     reinterpret_cast<const int8_t*>(bytes + sp24.values)};
+  } else {
+    weight.rows = reinterpret_cast<const int8_t*>(bytes + at.rows);
+  }
   weight.compensation = reinterpret_cast<const int32_t*>(bytes + at.compensation);
   weight.scale = static_cast<const float*>(scale.const_data_ptr());
   return weight;
@@ -122,20 +133,8 @@ class CudaLinear {
   void add(const CudaWeight& weight, ScalarType out_dtype) {
     Product product{};
     product.weight = weight;
-    if (weight.n > 0 && m() > 0) {
-      const int multiprocessors = call_.multiprocessors();
-      product.plan = cuda::plan_gemm(m(), weight.n, k_pad(), multiprocessors);
-      if (m() >= cuda::kCutlassLeastM && k_pad() > 0) {
-        product.cutlass = cuda::plan_cutlass(m(), weight.n, k_pad(), multiprocessors);
-        cuda::GemmS8S8S32 p{};
-        p.m = m();
-        p.n = weight.n;
-        p.k_pad = k_pad();
-        p.out_dtype = *float_dtype(out_dtype);
-        partial_bytes_ =
-            std::max(partial_bytes_, cuda::cutlass_workspace_bytes(p, product.cutlass));
-      }
-    }
+    if (weight.n > 0 && m() > 0) plan(out_dtype, &product);
+    dense_bytes_ = std::max(dense_bytes_, product.sparse.dense_bytes);
     product.first_counter = counters_;
     counters_ += product.plan.tiles;
     partial_bytes_ = std::max(partial_bytes_, product.plan.partial_bytes);
@@ -149,10 +148,14 @@ class CudaLinear {
     const int64_t scale = workspace_.reserve(m() * 4), offset = workspace_.reserve(m() * 4);
     const int64_t counters = workspace_.reserve(counters_ * 4);
     const int64_t partials = workspace_.reserve(partial_bytes_);
+    const int64_t dense = workspace_.reserve(dense_bytes_);
+    const int64_t metadata = workspace_.reserve(metadata_bytes_);
     extra_ = workspace_.reserve(extra_bytes);
     workspace_.allocate(call_);
     counters_at_ = workspace_.at<int32_t>(counters);
     partials_at_ = workspace_.at<int32_t>(partials);
+    dense_at_ = workspace_.at<int8_t>(dense);
+    metadata_at_ = workspace_.at<uint8_t>(metadata);
     if (in_place()) {
       a_ = static_cast<const int8_t*>(rows_.data);
       a_scale_ = scale_.data;
@@ -202,23 +205,63 @@ class CudaLinear {
     p.compensation = product.weight.compensation;
     p.w_scale = product.weight.scale;
     p.bias = product.weight.bias;
-    if (m() >= cuda::kCutlassLeastM && cuda::cutlass_takes(p, call_.compute_capability())) {
-      call_.check(cuda::launch_cutlass(p, product.cutlass, partials_at_, call_.stream()));
-    } else {
-      const cuda::GemmWorkspace workspace{counters_at_ + product.first_counter, partials_at_};
-      call_.check(
-          cuda::launch_gemm_s8s8s32(p, product.plan, workspace, dependent_, call_.stream()));
-    }
+    call_.check(launch(product, p));
     dependent_ = true;
   }
 
  private:
   struct Product {
     CudaWeight weight;
-    cuda::GemmPlan plan;
-    cuda::CutlassPlan cutlass;  // for many rows, where CUTLASS takes them
+    cuda::GemmPlan plan;        // of rows: the weight's own, or those that it is expanded to
+    cuda::Sp24Plan sparse;      // of a sparse one
+    cuda::CutlassPlan cutlass;  // of rows, where CUTLASS takes them
     int64_t first_counter;
   };
+
+  bool many_rows() const { return m() >= cuda::kCutlassLeastM && k_pad() > 0; }
+
+  void plan(ScalarType out_dtype, Product* product) {
+    const int64_t n = product->weight.n;
+    const int multiprocessors = call_.multiprocessors();
+    if (product->weight.sparse) {
+      product->sparse = cuda::plan_gemm_sp24(m(), n, k_pad(), multiprocessors);
+      product->plan = product->sparse.dense;
+      if (many_rows()) {
+        metadata_bytes_ = std::max(metadata_bytes_, cuda::sp24_metadata_bytes(n, k_pad()));
+      }
+      return;
+    }
+    product->plan = cuda::plan_gemm(m(), n, k_pad(), multiprocessors);
+    if (!many_rows()) return;
+    product->cutlass = cuda::plan_cutlass(m(), n, k_pad(), multiprocessors);
+    cuda::GemmS8S8S32 p{};
+    p.m = m();
+    p.n = n;
+    p.k_pad = k_pad();
+    p.out_dtype = *float_dtype(out_dtype);
+    partial_bytes_ = std::max(partial_bytes_, cuda::cutlass_workspace_bytes(p, product->cutlass));
+  }
+
+  cudaError_t launch(const Product& product, cuda::GemmS8S8S32 p) const {
+    const int compute_capability = call_.compute_capability();
+    const cuda::GemmWorkspace workspace{counters_at_ + product.first_counter, partials_at_};
+    if (!product.weight.sparse) {
+      if (many_rows() && cuda::cutlass_takes(p, compute_capability)) {
+        return cuda::launch_cutlass(p, product.cutlass, partials_at_, call_.stream());
+      }
+      return cuda::launch_gemm_s8s8s32(p, product.plan, workspace, dependent_, call_.stream());
+    }
+    const cuda::Sp24Weight& pieces = product.weight.pieces;
+    p.w = pieces.values;
+    if (many_rows() && cuda::cutlass_takes_sp24(p, metadata_at_, compute_capability)) {
+      const cudaError_t error = cuda::launch_sp24_metadata(pieces, p.n, p.k_pad, metadata_at_,
+                                                           dependent_, call_.stream());
+      if (error != cudaSuccess) return error;
+      return cuda::launch_cutlass_sp24(p, metadata_at_, call_.multiprocessors(), call_.stream());
+    }
+    return cuda::launch_gemm_sp24(p, pieces, product.sparse, dense_at_, workspace, dependent_,
+                                  call_.stream());
+  }
 
   static int64_t columns(const char* op, const Tensor& x) {
     STD_TORCH_CHECK(x.dim() >= 1, op, ": x has shape [], want [..., K]");
@@ -240,9 +283,11 @@ class CudaLinear {
   ScalarType dtype_;
   CudaScale scale_, offset_;
   std::vector<Product> products_;
-  int64_t counters_ = 0, partial_bytes_ = 0, extra_ = 0;
+  int64_t counters_ = 0, partial_bytes_ = 0, dense_bytes_ = 0, metadata_bytes_ = 0, extra_ = 0;
   Workspace workspace_;
   int32_t *counters_at_ = nullptr, *partials_at_ = nullptr;
+  int8_t* dense_at_ = nullptr;
+  uint8_t* metadata_at_ = nullptr;  // of 2:4 weights, for CUTLASS
   const int8_t* a_ = nullptr;
   const float *a_scale_ = nullptr, *a_offset_ = nullptr;
   bool dependent_ = false;

@@ -46,14 +46,22 @@ Tensor linear_w8a16(const Tensor& x, const Tensor& w_packed, const Tensor& w_sca
   p.ld_out = p.n;
   if (p.m == 0 || p.n == 0) return out;
   Workspace workspace;
-  if (p.x_dtype != cuda::DType::f32 && !fits(p)) {
-    const int64_t k_pad = (p.k + 7) / 8 * 8;
-    const int64_t padded = workspace.reserve(p.m * k_pad * 2);
-    workspace.allocate(call);
+  const bool pads = p.x_dtype != cuda::DType::f32 && !fits(p);
+  const int64_t padded_k = (p.k + 7) / 8 * 8;
+  const int64_t padded = workspace.reserve(pads ? p.m * padded_k * 2 : 0);
+  const int64_t rows_bytes = (p.n + 15) / 16 * 16 * p.k_pad;
+  const int64_t expanded = workspace.reserve(weight.sparse ? rows_bytes : 0);
+  if (pads || weight.sparse) workspace.allocate(call);
+  if (pads) {
     void* to = workspace.at<void>(padded);
     call.check(cuda::launch_pad_rows(p.x, p.ldx, p.m, p.k, to, call.stream()));
     p.x = to;
-    p.ldx = p.k = k_pad;
+    p.ldx = p.k = padded_k;
+  }
+  if (weight.sparse) {
+    int8_t* to = workspace.at<int8_t>(expanded);
+    call.check(cuda::launch_expand_sp24(weight.pieces, p.n, p.k_pad, to, false, call.stream()));
+    p.w = to;
   }
   call.check(cuda::launch_gemm_w8a16(p, call.stream()));
   return out;

@@ -23,13 +23,20 @@ Tensor pack_w8(const Tensor& w, const std::string& layout_name) {
     cuda::pack_w8(values, n, k, static_cast<uint8_t*>(packed.mutable_data_ptr()));
     return packed;
   }
-  cpu::WeightLayout layout;
-  STD_TORCH_CHECK(cpu::parse_weight_layout(layout_name.c_str(), &layout), "pack_w8: layout is \"",
-                  layout_name, "\", want dense, sp24, bitmask, bsr or cuda");
+  const bool cuda_sp24 = layout_name == "cuda_sp24";
+  cpu::WeightLayout layout = cpu::WeightLayout::sp24;
+  STD_TORCH_CHECK(cuda_sp24 || cpu::parse_weight_layout(layout_name.c_str(), &layout),
+                  "pack_w8: layout is \"", layout_name,
+                  "\", want dense, sp24, bitmask, bsr, cuda or cuda_sp24");
   int64_t row = 0, column = 0;
   const int64_t bytes = cpu::packed_bytes(values, n, k, layout, &row, &column);
   STD_TORCH_CHECK(bytes >= 0, "pack_w8: w keeps more than 2 of 4 weights in row ", row,
-                  " from column ", column, " on, want 2 for the layout sp24");
+                  " from column ", column, " on, want 2 for the layout ", layout_name);
+  if (cuda_sp24) {
+    Tensor packed = empty({cuda::sp24_offsets(n, k).bytes}, ScalarType::Byte);
+    cuda::pack_sp24(values, n, k, static_cast<uint8_t*>(packed.mutable_data_ptr()));
+    return packed;
+  }
   Tensor packed = empty({bytes}, ScalarType::Byte);
   // Written once, read at every call: worth huge pages at any size.
   cpu::advise_huge_pages(packed.mutable_data_ptr(), packed.numel());

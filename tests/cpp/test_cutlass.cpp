@@ -9,7 +9,7 @@
 #include "cpu/vec/scalar.h"
 #include "cuda/gemm_s8s8s32/cutlass_epilogue.h"
 #include "cuda/gemm_s8s8s32/cutlass_heuristics.h"
-#include "cuda/gemm_s8s8s32/pack_sp24.h"
+#include "cutlass_sp24_layout.h"
 #include "guard.h"
 #include "reference.h"
 
@@ -230,7 +230,7 @@ void check_plans() {
   CHECK(odd.tile == CutlassTile::m128n256 && odd.swizzle == 2);
 }
 
-// Reads a weight back by the formulas of pack_sp24.h.
+// Reads a weight back by the formulas of cutlass_sp24_layout.h.
 void check_sp24(int64_t n, int64_t k_pad, int most) {
   Random random(uint64_t(n * 1000 + k_pad + most));
   std::vector<int8_t> w(size_t(n * k_pad));
@@ -239,9 +239,9 @@ void check_sp24(int64_t n, int64_t k_pad, int most) {
       w[group + size_t(random.below(4))] = int8_t(random.byte() | 1);  // may fall on one place
     }
   }
-  const Guarded values(cuda::sp24_values_bytes(n, k_pad), Side::end);
-  const Guarded metadata(cuda::sp24_metadata_bytes(n, k_pad), Side::end);
-  CHECK(cuda::pack_sp24(w.data(), n, k_pad, values.as<int8_t>(), metadata.as<uint8_t>()));
+  const Guarded values(cutlass_sp24_values_bytes(n, k_pad), Side::end);
+  const Guarded metadata(cutlass_sp24_metadata_bytes(n, k_pad), Side::end);
+  CHECK(cutlass_sp24(w.data(), n, k_pad, values.as<int8_t>(), metadata.as<uint8_t>()));
   const int64_t n_pad = (n + 63) / 64 * 64, steps = (k_pad + 127) / 128;
   CHECK(metadata.bytes() == n_pad * steps * 16 && values.bytes() == n * k_pad / 2);
   bool ordered = true, equal = true, padding = true;
@@ -266,7 +266,7 @@ void check_sp24(int64_t n, int64_t k_pad, int most) {
   CHECK(equal);
   CHECK(padding);
   w[w.size() - 4] = w[w.size() - 2] = w[w.size() - 1] = 1;  // three in the last group
-  CHECK(!cuda::pack_sp24(w.data(), n, k_pad, values.as<int8_t>(), metadata.as<uint8_t>()));
+  CHECK(!cutlass_sp24(w.data(), n, k_pad, values.as<int8_t>(), metadata.as<uint8_t>()));
 }
 
 }  // namespace

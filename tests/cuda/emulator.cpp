@@ -17,11 +17,6 @@ namespace {
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kSlotBytes = 64;
 
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "emulator: %s\n", what);
-  std::abort();
-}
-
 struct Copy {
   void* to;
   const void* from;
@@ -143,6 +138,11 @@ void run_block() {
 }  // namespace
 
 const Place& place() { return current->place; }
+
+void fail(const char* what) {
+  std::fprintf(stderr, "emulator: %s\n", what);
+  std::abort();
+}
 
 void set_descending(bool value) { descending = value; }
 

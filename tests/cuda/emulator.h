@@ -49,6 +49,7 @@ struct Place {
   int lane;
 };
 const Place& place();
+[[noreturn]] void fail(const char* what);
 
 void set_descending(bool descending);
 void block_barrier();
@@ -153,7 +154,9 @@ inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t digits) {
   const uint64_t bytes = uint64_t(b) << 32 | a;
   uint32_t result = 0;
   for (int i = 0; i < 4; ++i) {
-    result |= uint32_t(bytes >> ((digits >> (4 * i) & 7) * 8) & 0xff) << (8 * i);
+    const uint32_t digit = digits >> (4 * i) & 15;
+    if (digit > 7) emulator::fail("a digit of permute_bytes is above 7");
+    result |= uint32_t(bytes >> (digit * 8) & 0xff) << (8 * i);
   }
   return result;
 }
@@ -189,6 +192,12 @@ void copy_wait() {
 
 inline uint4 load_once(const void* p) {
   uint4 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline uint32_t load_word_once(const void* p) {
+  uint32_t v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }

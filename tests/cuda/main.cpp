@@ -1,5 +1,5 @@
 // Runs the CUDA kernels on the host (emulator.h) against the CPU's. An argument runs one part:
-// emulator, pack, quantize, norm, act_mul, rope, gemm, w8a16.
+// emulator, pack, quantize, norm, act_mul, rope, gemm, sp24, w8a16.
 #include <cstdio>
 #include <cstring>
 
@@ -13,7 +13,8 @@ int main(int argc, char** argv) {
   } parts[] = {{"emulator", test::test_emulator},      {"pack", test::test_cuda_pack},
                {"quantize", test::test_cuda_quantize}, {"norm", test::test_cuda_norm},
                {"act_mul", test::test_cuda_act_mul},   {"rope", test::test_cuda_rope},
-               {"gemm", test::test_cuda_gemm},         {"w8a16", test::test_cuda_w8a16}};
+               {"gemm", test::test_cuda_gemm},         {"sp24", test::test_cuda_sp24},
+               {"w8a16", test::test_cuda_w8a16}};
   bool found = argc < 2;
   for (const auto& part : parts) {
     if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;

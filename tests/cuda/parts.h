@@ -13,6 +13,7 @@ void test_cuda_norm();
 void test_cuda_act_mul();
 void test_cuda_rope();
 void test_cuda_gemm();
+void test_cuda_sp24();
 void test_cuda_w8a16();
 
 // `body` with the threads of a block in ascending order, then in descending order: a barrier that

@@ -8,6 +8,7 @@
 #include "cpu/gemm_s8s8s32/epilogue.h"
 #include "cuda/gemm_s8s8s32/cutlass_sm90_dense.cuh"
 #include "cuda/gemm_s8s8s32/cutlass_sm90_sp24.cuh"
+#include "cutlass_sp24_layout.h"
 #include "reference.h"
 
 namespace fastinfer::test {
@@ -232,9 +233,9 @@ void check_sp24() {
     for (size_t group = 0; group < w.size(); group += 4) {
       for (int j = 0; j < 2; ++j) w[group + size_t(random.below(4))] = random.byte();
     }
-    std::vector<int8_t> values(size_t(cuda::sp24_values_bytes(n, k)));
-    std::vector<uint8_t> metadata(size_t(cuda::sp24_metadata_bytes(n, k)));
-    CHECK(cuda::pack_sp24(w.data(), n, k, values.data(), metadata.data()));
+    std::vector<int8_t> values(size_t(cutlass_sp24_values_bytes(n, k)));
+    std::vector<uint8_t> metadata(size_t(cutlass_sp24_metadata_bytes(n, k)));
+    CHECK(cutlass_sp24(w.data(), n, k, values.data(), metadata.data()));
     const auto problem = cute::make_shape(n, 1, k, 1);
     const auto value_at = Config::fill_layoutA(problem);
     const auto metadata_at = Config::fill_layoutE(problem);

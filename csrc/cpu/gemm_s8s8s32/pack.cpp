@@ -231,7 +231,8 @@ const char* open_packed(const void* packed, int64_t bytes, PackedWeight* weight)
          std::memcmp(header.layout, kTags[tag], sizeof header.layout) != 0) {
     ++tag;
   }
-  if (std::strncmp(header.layout, "s8_rows_cuda", sizeof header.layout) == 0) {
+  if (std::strncmp(header.layout, "s8_rows_cuda", sizeof header.layout) == 0 ||
+      std::strncmp(header.layout, "s8_sp24_cuda", sizeof header.layout) == 0) {
     return "it is packed for CUDA, not for CPUs (repack_w8 makes it one for them)";
   }
   if (tag == kWeightLayoutCount) return "its layout tag is none of the int8 layouts of CPUs";

@@ -10,7 +10,6 @@
 
 #include "cuda/gemm_s8s8s32/cutlass_sm90.cuh"
 #include "cuda/gemm_s8s8s32/cutlass_sp24.h"
-#include "cuda/gemm_s8s8s32/pack_sp24.h"
 
 namespace fastinfer::cuda {
 namespace {
@@ -29,7 +28,7 @@ struct Sp24Gemm {
       cutlass::gemm::kernel::GemmUniversal<ProblemShape, Mainloop, typename Epilogue::Collective,
                                            cutlass::gemm::PersistentScheduler>;
 
-  // The layout of the metadata that pack_sp24.h writes out: blocks of 64 rows, one below the other.
+  // The layout of the metadata that sp24.h writes out: blocks of 64 rows, one below the other.
   using Config = typename Mainloop::SparseConfig;
   static_assert(
       cute::is_same_v<typename Config::TensorEAtom,

@@ -1,6 +1,6 @@
 // The int8 matmul of gemm_s8s8s32.h with 2:4 weights, by CUTLASS, for many rows on a GPU of compute
-// capability 9.0. p.w and `metadata` are those of pack_sp24.h; all else is as for dense weights,
-// and so are the bits. Without CUTLASS in the build it takes nothing.
+// capability 9.0. p.w are the values and `metadata` the metadata of sp24.h; all else is as for
+// dense weights, and so are the bits. Without CUTLASS in the build it takes nothing.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -16,19 +16,37 @@ constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int64_t kLeastKPerSplit = 4 * kBlockK;
 constexpr int kMostSplits = 16;
 
+// k_step: what a warp takes of K a step; two steps keep it busy.
+int gemv_warps_per_row(int64_t n, int64_t k_pad, int64_t k_step, int multiprocessors) {
+  int warps = 1;
+  while (warps < kGemvWarps && k_pad >= warps * 4 * k_step &&
+         ceil_div(n * warps, kGemvRows * kGemvWarps) <
+             int64_t(multiprocessors) * 2 * kBlocksPerMultiprocessor) {
+    warps *= 2;
+  }
+  return warps;
+}
+
 GemmPlan plan_gemv(int64_t n, int64_t k_pad, int multiprocessors) {
   GemmPlan plan{};
   plan.gemv = true;
   plan.splits = 1;
   plan.k_per_split = k_pad;
-  plan.warps_per_row = 1;
-  // A warp takes 512 bytes of K a step; two steps keep it busy.
-  while (plan.warps_per_row < kGemvWarps && k_pad >= int64_t(plan.warps_per_row) * 2048 &&
-         ceil_div(n * plan.warps_per_row, kGemvRows * kGemvWarps) <
-             int64_t(multiprocessors) * 2 * kBlocksPerMultiprocessor) {
-    plan.warps_per_row *= 2;
-  }
+  plan.warps_per_row = gemv_warps_per_row(n, k_pad, 512, multiprocessors);
   return plan;
+}
+
+// Warps that should be under way on a multiprocessor: one of few_sp24.cu has 2.5 KB in flight, and
+// 29 KB are wanted (above); twice that, since a warp that multiplies loads nothing.
+constexpr int kSp24WarpsPerMultiprocessor = 24;
+
+int sp24_warps(int64_t n, int64_t k_pad, int multiprocessors) {
+  int warps = 4;
+  while (warps < kSp24MostWarps && k_pad >= warps * 2 * kSp24WarpK &&
+         ceil_div(n, 16) * warps < int64_t(multiprocessors) * kSp24WarpsPerMultiprocessor) {
+    warps *= 2;
+  }
+  return warps;
 }
 
 int tile_for(int64_t m, int64_t n, int multiprocessors) {
@@ -54,6 +72,20 @@ GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors) {
   if (plan.splits > 1) {
     plan.tiles = tiles;
     plan.partial_bytes = tiles * plan.splits * shape.block_m * shape.block_n * 4;
+  }
+  return plan;
+}
+
+Sp24Plan plan_gemm_sp24(int64_t m, int64_t n, int64_t k_pad, int multiprocessors) {
+  Sp24Plan plan{};
+  if (m <= kGemvMostM) {
+    plan.gemv = true;
+    plan.warps_per_row = gemv_warps_per_row(n, k_pad, 1024, multiprocessors);
+  } else if (m <= kSp24FewMostM) {
+    plan.warps = sp24_warps(n, k_pad, multiprocessors);
+  } else {
+    plan.dense_bytes = ceil_div(n, 16) * 16 * k_pad;
+    plan.dense = plan_gemm(m, n, k_pad, multiprocessors);
   }
   return plan;
 }

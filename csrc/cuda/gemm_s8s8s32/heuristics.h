@@ -42,4 +42,18 @@ struct GemmPlan {
 // m, n >= 1; k_pad a multiple of 64; multiprocessors: of the GPU.
 GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors);
 
+constexpr int kSp24FewMostM = 16;
+constexpr int kSp24WarpK = 256;     // of K that a warp of few_sp24.cu takes at a time
+constexpr int kSp24MostWarps = 16;  // of its block
+
+// Of a weight in the layout "cuda_sp24" (sp24.h).
+struct Sp24Plan {
+  bool gemv;
+  int warps_per_row;    // gemv: 1, 2 or 4 warps share a row of the weight
+  int warps;            // few rows: of a block, sharing K; 0 otherwise
+  int64_t dense_bytes;  // else: of the weight as rows
+  GemmPlan dense;       // and of the product with those
+};
+Sp24Plan plan_gemm_sp24(int64_t m, int64_t n, int64_t k_pad, int multiprocessors);
+
 }  // namespace fastinfer::cuda

@@ -94,7 +94,8 @@ class QuantizedLinear(nn.Module):
             ops.packed_bytes(out_features, in_features), dtype=torch.uint8, device=device
         )
         scale = torch.zeros(out_features, dtype=torch.float32, device=device)
-        self.host_layout: ops.Layout = "dense"  # of the weight when it comes back from a GPU
+        # Of the weight when it comes back from a GPU as "cuda"; "cuda_sp24" becomes "sp24".
+        self.host_layout: ops.Layout = "dense"
         self.register_buffer("weight_packed", packed)
         self.register_buffer("weight_scale", scale)
         self.register_buffer("bias", torch.zeros_like(scale) if bias else None)
@@ -113,7 +114,8 @@ class QuantizedLinear(nn.Module):
         Args:
             linear: weight ``[N, K]`` float32, bfloat16 or float16, bias ``[N]`` or None.
             layout: how the weight is stored on a CPU, see :func:`fastinfer.ops.pack_w8`; the
-                outputs have the same bits under each. On CUDA there is one.
+                outputs have the same bits under each. On CUDA "sp24" is "cuda_sp24", each other
+                one "cuda".
 
         Raises:
             TypeError: the weight has another dtype.
@@ -133,8 +135,10 @@ class QuantizedLinear(nn.Module):
             raise ValueError(
                 f"from_linear: weight holds NaN or Inf (first in row {row}), want finite values"
             )
-        layer.host_layout = layout
-        layer.weight_packed = ops.pack_w8(quantized, "cuda" if quantized.is_cuda else layout)
+        if layout != "sp24":
+            layer.host_layout = layout
+        there: ops.Layout = _layout_on_cuda(layout) if quantized.is_cuda else layout
+        layer.weight_packed = ops.pack_w8(quantized, there)
         layer.weight_scale = scale
         if bias is not None:
             layer.bias = bias.detach().to(torch.float32, copy=True)
@@ -261,11 +265,12 @@ class QuantizedLinear(nn.Module):
                 return packed
             want: ops.Layout = "cuda" if to_gpu else "dense"
             return packed.new_zeros(ops.packed_bytes(self.out_features, self.in_features, want))
-        if to_gpu and layout != "cuda":
-            self.host_layout = layout
-            return ops.repack_w8(packed, "cuda")
-        if not to_gpu and layout == "cuda":
-            return ops.repack_w8(packed, self.host_layout)
+        if to_gpu and layout not in ops.CUDA_LAYOUTS:
+            if layout != "sp24":
+                self.host_layout = layout
+            return ops.repack_w8(packed, _layout_on_cuda(layout))
+        if not to_gpu and layout in ops.CUDA_LAYOUTS:
+            return ops.repack_w8(packed, "sp24" if layout == "cuda_sp24" else self.host_layout)
         return packed
 
     def _load_from_state_dict(
@@ -313,7 +318,7 @@ class QuantizedLinear(nn.Module):
         if scale.shape != (self.out_features,):
             return f"{prefix}weight_scale has shape {list(scale.shape)}, want [{self.out_features}]"
         try:  # the operator checks its weight, and no rows cost nothing
-            if packed.device.type == "cpu" and ops.layout_of(packed) == "cuda":
+            if packed.device.type == "cpu" and ops.layout_of(packed) in ops.CUDA_LAYOUTS:
                 packed = ops.repack_w8(packed, "dense")
             rows = torch.empty(0, self.in_features, device=packed.device)
             self._checked(rows, packed, scale, bias)
@@ -345,6 +350,11 @@ class QuantizedLinear(nn.Module):
                     f"{prefix}{name} is {number}, want a finite number, a scale of 2**-126 or more"
                 )
         return None
+
+
+def _layout_on_cuda(layout: ops.Layout) -> ops.Layout:
+    """What a weight of a layout of CPUs becomes on CUDA."""
+    return "cuda_sp24" if layout == "sp24" else "cuda"
 
 
 def scale_and_offset(low: float, high: float) -> tuple[Tensor, Tensor]:

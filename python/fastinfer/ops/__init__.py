@@ -14,6 +14,7 @@ from fastinfer.ops._linear_gated import linear_w8a8_gated
 from fastinfer.ops._linear_w8a16 import linear_w8a16
 from fastinfer.ops._norm import layer_norm, rms_norm
 from fastinfer.ops._pack import (
+    CUDA_LAYOUTS,
     LAYOUTS,
     Layout,
     layout_of,
@@ -27,6 +28,7 @@ from fastinfer.ops._rope import rope
 
 __all__ = [
     "ACTIVATIONS",
+    "CUDA_LAYOUTS",
     "LAYOUTS",
     "MAX_HEAD_DIM",
     "MAX_K",

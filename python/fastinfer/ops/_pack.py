@@ -7,14 +7,16 @@ from torch import Tensor
 
 from fastinfer.ops._common import MAX_K, check_tensor, check_vector, run, shape_text
 
-Layout = Literal["dense", "sp24", "bitmask", "bsr", "cuda"]
+Layout = Literal["dense", "sp24", "bitmask", "bsr", "cuda", "cuda_sp24"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+CUDA_LAYOUTS: tuple[Layout, ...] = ("cuda", "cuda_sp24")
 _TAGS = (
     "s8_n16k4",
     "s8_sp24_n16k4",
     "s8_bits_n16k4",
     "s8_bsr_n16k64",
     "s8_rows_cuda",
+    "s8_sp24_cuda",
 )  # in a packed weight's header
 
 
@@ -23,27 +25,30 @@ def pack_w8(w: Tensor, layout: Layout = "dense") -> Tensor:
 
     The block describes itself (layout, version, shape), holds no address and is the same for
     every CPU: it may be stored and memory-mapped as it is. On a CPU every operator takes each of
-    the first four layouts, on CUDA the last; the results have the same bits. With N padded to 16
-    and K to 64, beside 4 bytes a row:
+    the first four layouts, on CUDA each of the last two; the results have the same bits. With N
+    padded to 16 and K to 64, beside 4 bytes a row:
 
     * "dense": a byte a weight;
     * "sp24": 5 bits a weight, for 2 of every 4 neighbours along K zero (the last group of a K that
       is no multiple of 4 counts as if zeros followed);
     * "bitmask": a bit a weight and a byte for each that is not zero;
     * "bsr": the tiles of 16 outputs by 64 of K that are not all zero, a byte a weight;
-    * "cuda": a byte a weight, row after row.
+    * "cuda": a byte a weight, row after row;
+    * "cuda_sp24": 5 bits a weight, for the zeros of "sp24".
 
     Args:
         w: int8 ``[N, K]``, ``K <= 131071``, any strides.
-        layout: one of these five; any of them is made on a CPU, "cuda" of a ``w`` on CUDA too.
+        layout: one of these six; any of them is made on a CPU, the last two of a ``w`` on CUDA
+            too.
 
     Returns:
         uint8 vector on the device of ``w``.
 
     Raises:
         TypeError: ``w`` is not a tensor, or has the wrong dtype or layout.
-        ValueError: ``w`` is not a matrix, K is too long, ``layout`` is not among the five, ``w``
-            keeps more than 2 of 4 weights under "sp24", or the device has no kernels.
+        ValueError: ``w`` is not a matrix, K is too long, ``layout`` is not among the six, ``w``
+            keeps more than 2 of 4 weights under "sp24" or "cuda_sp24", or the device has no
+            kernels.
     """
     _check_pack_w8(w, layout)
     return run(torch.ops.fastinfer.pack_w8.default, w, layout)
@@ -93,12 +98,12 @@ def repack_w8(w_packed: Tensor, layout: Layout) -> Tensor:
 
 
 def packed_bytes(n: int, k: int, layout: Layout = "dense") -> int:
-    """The size in bytes of a packed int8 weight ``[n, k]``, "dense" or "cuda"."""
+    """The size in bytes of a packed int8 weight ``[n, k]``, "dense", "cuda" or "cuda_sp24"."""
     n_pad = (n + 15) // 16 * 16
-    front = 64 + 4 * n_pad
-    if layout == "cuda":
+    front, weights = 64 + 4 * n_pad, n_pad * ((k + 63) // 64 * 64)
+    if layout in CUDA_LAYOUTS:
         front = (front + 127) // 128 * 128
-    return front + n_pad * ((k + 63) // 64 * 64)
+    return front + (weights * 5 // 8 if layout == "cuda_sp24" else weights)
 
 
 def layout_of(w_packed: Tensor) -> Layout | None:
@@ -120,8 +125,10 @@ def _check_pack_w8(w: Tensor, layout: str) -> None:
         )
     if layout not in LAYOUTS:
         raise ValueError(f"pack_w8: layout is {layout!r}, want one of {', '.join(LAYOUTS)}")
-    if w.device.type == "cuda" and layout != "cuda":
-        raise ValueError(f"pack_w8: layout is {layout!r}, want cuda: w is on {w.device}")
+    if w.device.type == "cuda" and layout not in CUDA_LAYOUTS:
+        raise ValueError(
+            f"pack_w8: layout is {layout!r}, want cuda or cuda_sp24: w is on {w.device}"
+        )
 
 
 def _check_unpack_w8(w_packed: Tensor, n: int, k: int) -> None:
@@ -137,11 +144,11 @@ def check_packed_size(op: str, name: str, w_packed: Tensor, n: int, k: int) -> N
     The largest is a bitmask of which nothing is zero.
     """
     if w_packed.device.type == "cuda":
-        want = packed_bytes(n, k, "cuda")
-        if w_packed.shape[0] != want:
+        want, sp24 = packed_bytes(n, k, "cuda"), packed_bytes(n, k, "cuda_sp24")
+        if w_packed.shape[0] not in (want, sp24):
             raise ValueError(
                 f"{op}: {name} has {w_packed.shape[0]} bytes, want the {want} of an int8 weight "
-                f'packed for CUDA (layout "cuda") with N = {n} and K = {k}'
+                f'packed for CUDA (layout "cuda"; {sp24} of "cuda_sp24") with N = {n} and K = {k}'
             )
         return
     panels, slices = (n + 15) // 16, (n + 15) // 16 * ((k + 63) // 64)
@@ -157,7 +164,7 @@ def check_packed_size(op: str, name: str, w_packed: Tensor, n: int, k: int) -> N
 @torch.library.register_fake("fastinfer::pack_w8")
 def _(w: Tensor, layout: Layout = "dense") -> Tensor:
     _check_pack_w8(w, layout)
-    if layout == "dense" or layout == "cuda":
+    if layout == "dense" or layout in CUDA_LAYOUTS:
         return w.new_empty(packed_bytes(w.shape[0], w.shape[1], layout), dtype=torch.uint8)
     return w.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
 

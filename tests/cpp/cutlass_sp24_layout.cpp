@@ -1,8 +1,8 @@
-#include "cuda/gemm_s8s8s32/pack_sp24.h"
+#include "cutlass_sp24_layout.h"
 
 #include <cstring>
 
-namespace fastinfer::cuda {
+namespace fastinfer::test {
 
 namespace {
 
@@ -32,15 +32,15 @@ bool kept_places(const int8_t* group, int* first, int* second) {
 
 }  // namespace
 
-int64_t sp24_values_bytes(int64_t n, int64_t k_pad) { return n * k_pad / 2; }
+int64_t cutlass_sp24_values_bytes(int64_t n, int64_t k_pad) { return n * k_pad / 2; }
 
-int64_t sp24_metadata_bytes(int64_t n, int64_t k_pad) {
+int64_t cutlass_sp24_metadata_bytes(int64_t n, int64_t k_pad) {
   return round_up(n, kRows) * round_up(k_pad, kStep) / 8;
 }
 
-bool pack_sp24(const int8_t* w, int64_t n, int64_t k_pad, int8_t* values, uint8_t* metadata) {
+bool cutlass_sp24(const int8_t* w, int64_t n, int64_t k_pad, int8_t* values, uint8_t* metadata) {
   const int64_t n_pad = round_up(n, kRows);
-  std::memset(metadata, kNone, size_t(sp24_metadata_bytes(n, k_pad)));
+  std::memset(metadata, kNone, size_t(cutlass_sp24_metadata_bytes(n, k_pad)));
   for (int64_t row = 0; row < n; ++row) {
     for (int64_t k = 0; k < k_pad; k += kGroup, w += kGroup, values += kKept) {
       int first, second;
@@ -55,4 +55,4 @@ bool pack_sp24(const int8_t* w, int64_t n, int64_t k_pad, int8_t* values, uint8_
   return true;
 }
 
-}  // namespace fastinfer::cuda
+}  // namespace fastinfer::test

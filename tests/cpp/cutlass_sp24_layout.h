@@ -12,13 +12,13 @@
 
 #include <cstdint>
 
-namespace fastinfer::cuda {
+namespace fastinfer::test {
 
-int64_t sp24_values_bytes(int64_t n, int64_t k_pad);
-int64_t sp24_metadata_bytes(int64_t n, int64_t k_pad);
+int64_t cutlass_sp24_values_bytes(int64_t n, int64_t k_pad);
+int64_t cutlass_sp24_metadata_bytes(int64_t n, int64_t k_pad);
 
 // w: rows of k_pad bytes, k_pad a multiple of 64. False, with values and metadata half written,
 // where a group of 4 has more than 2 that are not zero.
-bool pack_sp24(const int8_t* w, int64_t n, int64_t k_pad, int8_t* values, uint8_t* metadata);
+bool cutlass_sp24(const int8_t* w, int64_t n, int64_t k_pad, int8_t* values, uint8_t* metadata);
 
-}  // namespace fastinfer::cuda
+}  // namespace fastinfer::test
