@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fastinfer
 from fastinfer import checkpoint, huggingface
 from fastinfer.__main__ import main
-from fastinfer.nn import QuantizedLinear
+from fastinfer.nn import QuantizedLinear, WeightOnlyLinear
 from fastinfer.trial import Form, Trial
 
 _SIZES = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 100, "num_hidden_layers": 1}
@@ -72,6 +72,17 @@ def small(tmp_path: Path) -> Path:
     kept = fastinfer.optimized.Candidate("int8", kept=True)
     checkpoint.save(fastinfer.Optimized(model, summary, [kept], []), source, tmp_path / "out")
     return tmp_path / "out"
+
+
+def test_weight_only_layers_come_back_as_such(tmp_path: Path) -> None:
+    source = saved(bert, tmp_path / "model")
+    model = huggingface.load_float(source)
+    summary = fastinfer.quantize_(model, fastinfer.Int8WeightOnly())
+    kept = fastinfer.optimized.Candidate("given", kept=True)
+    checkpoint.save(fastinfer.Optimized(model, summary, [kept], []), source, tmp_path / "out")
+    loaded = fastinfer.load(tmp_path / "out")
+    assert sum(type(m) is WeightOnlyLinear for m in loaded.modules()) == len(summary.quantized)
+    assert torch.equal(logits(loaded), logits(model))
 
 
 @pytest.mark.parametrize("make", [bert, llama])

@@ -190,7 +190,7 @@ def test_multiplier(kernel, activation, with_residual, rng):
 SUM_K = 256  # products of a chain, gemm_f32s8f32.h
 
 
-@pytest.mark.parametrize("k", [0, 1, 6, 255, 257, 1030])
+@pytest.mark.parametrize("k", [0, 6, 257, 1030])
 @pytest.mark.parametrize("out_dtype", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("kernel", rows("gemm_f32s8f32"))

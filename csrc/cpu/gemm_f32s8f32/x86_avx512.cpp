@@ -8,8 +8,8 @@
 // vfmadd231ps and vsubps side by side take 1.4 cycles there and not 1.
 // Many rows: a step is 3 loads, 8 broadcasting loads and 24 vfmadd231ps, one a cycle on Zen 4, two
 // on server Xeons; expanding for 8 tiles or fewer is on top.
-// Measured on Zen 4, one core, peak 118 GFLOP/s: K = 768, N = 3072, M = 128: 0.90 of the peak, K =
-// N = 4096: 0.88; 4096 x 4096 from memory: M = 1 0.80 of the speed of linear_w8a8, which reads at
+// Measured on Zen 4, one core, peak 118 GFLOP/s: K = 768, N = 3072, M = 128: 0.91 of the peak, K =
+// N = 4096: 0.92; 4096 x 4096 from memory: M = 1 0.85 of the speed of linear_w8a8, which reads at
 // the bandwidth of a core, M = 4 0.80 of the multiply-adds' peak. Slow: K below 64 or so, where
 // setting up a tile shows; N not a multiple of 48, a smaller tile.
 #include "cpu/gemm_f32s8f32/x86_avx512.h"

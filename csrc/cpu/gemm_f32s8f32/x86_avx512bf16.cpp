@@ -6,7 +6,7 @@
 // vector instruction beside it takes 1.6, so few rows are bound by both together; one row goes the
 // way of float32, which is no slower.
 // Measured on Zen 4, one core, peak 236 GFLOP/s: K = 768, N = 3072, M = 128: 0.89 of the peak, M =
-// 16 0.75, K = N = 4096, M = 128: 0.83; 4096 x 4096 from memory, M = 4: 0.51 of the peak, 15 GB/s.
+// 16 0.73, K = N = 4096, M = 128: 0.86; 4096 x 4096 from memory, M = 4: 0.51 of the peak, 15 GB/s.
 #include "cpu/gemm_f32s8f32/x86_avx512.h"
 
 #include "cpu/gemm_f32s8f32/tiles.h"
