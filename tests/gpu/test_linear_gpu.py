@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fastinfer import ops, quantize_linear
-from fastinfer.nn import QuantizedLinear
 
 DEVICE = torch.device(os.environ.get("FASTINFER_GPU_TESTS_ON", "cuda"))
 LAYOUT: ops.Layout = "cuda" if DEVICE.type == "cuda" else "dense"
@@ -26,26 +25,11 @@ def weight(n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return w, torch.rand(n) * 0.02 + 0.001, torch.randn(n)
 
 
-def sparse_weight(n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `weight`, of every 4 along K at most 2 not zero."""
-    w, scale, bias = weight(n, -(-k // 4) * 4)
-    groups = w.view(n, -1, 4)
-    groups.scatter_(2, torch.rand(groups.shape).argsort(2)[..., :2], 0)
-    return w[:, :k].contiguous(), scale, bias
-
-
-def both(
-    x: Tensor,
-    w: Tensor,
-    scale: Tensor,
-    *args: Tensor,
-    layout: ops.Layout = "cuda",
-    **options: object,
-) -> list[Tensor]:
+def both(x: Tensor, w: Tensor, scale: Tensor, *args: Tensor, **options: object) -> list[Tensor]:
     """The answers of the CPU and of the GPU, on the CPU."""
     host = ops.linear_w8a8(x, ops.pack_w8(w), scale, *args, **options)
     moved = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}
-    packed = ops.pack_w8(w, layout).to(DEVICE)
+    packed = ops.pack_w8(w, "cuda").to(DEVICE)
     there = ops.linear_w8a8(
         x.to(DEVICE), packed, scale.to(DEVICE), *(a.to(DEVICE) for a in args), **moved
     )
@@ -66,22 +50,6 @@ def test_w8a8_bits(m: int, n: int, k: int) -> None:
     w, scale, bias = weight(n, k)
     x = torch.randn(m, k, dtype=FLOATS[m % 3])
     assert_same(*both(x, w, scale, bias))
-
-
-@pytest.mark.parametrize("m", ROWS)
-@pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_sp24_bits(m: int, n: int, k: int) -> None:
-    w, scale, bias = sparse_weight(n, k)
-    x = torch.randn(m, k, dtype=FLOATS[m % 3])
-    assert_same(*both(x, w, scale, bias, layout="cuda_sp24"))
-
-
-@pytest.mark.parametrize("m", [2, 12, 40])
-def test_sp24_epilogue(m: int) -> None:
-    w, scale, bias = sparse_weight(96, 200)
-    x, residual = torch.randn(m, 200), torch.randn(m, 96)
-    options = {"activation": "gelu", "residual": residual}
-    assert_same(*both(x, w, scale, bias, layout="cuda_sp24", **options))
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
@@ -175,57 +143,6 @@ def test_cat_and_gated(m: int) -> None:
     assert_same(*sides)
 
 
-@pytest.mark.parametrize("m", [1, 9, 20, 200])
-def test_cat_and_gated_of_both_layouts(m: int) -> None:
-    """Sparse weights beside dense ones, which share x, the workspace and the stream."""
-    x = torch.randn(m, 192, dtype=torch.bfloat16)
-    layouts = ("cuda_sp24", "cuda", "cuda_sp24")
-    parts = [sparse_weight(n, 192) for n in (64, 33, 80)]
-    host = ops.linear_w8a8_cat(x, *map(list, zip(*packed_as(parts, ("sp24",) * 3), strict=True)))
-    there = ops.linear_w8a8_cat(
-        x.to(DEVICE), *map(list, zip(*packed_as(parts, layouts, DEVICE), strict=True))
-    )
-    assert_same(host, there.cpu())
-    parts = [sparse_weight(72, 192) for _ in range(2)]
-    want, *got = (
-        ops.linear_w8a8_gated(
-            x.to(device),
-            *(t for one in packed_as(parts, layouts, device) for t in one),
-            activation="silu",
-        ).cpu()
-        for device, layouts in (
-            ("cpu", ("dense", "sp24")),
-            (DEVICE, ("cuda_sp24", "cuda_sp24")),
-            (DEVICE, ("cuda", "cuda_sp24")),
-        )
-    )
-    for y in got:
-        assert_same(want, y)
-
-
-def packed_as(
-    parts: list[tuple[Tensor, Tensor, Tensor]],
-    layouts: tuple[ops.Layout, ...],
-    device: torch.device | str = "cpu",
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return [
-        (ops.pack_w8(w, layout).to(device), scale.to(device), bias.to(device))
-        for (w, scale, bias), layout in zip(parts, layouts, strict=True)
-    ]
-
-
-@pytest.mark.parametrize("m", [1, 17])
-def test_w8a16_of_sp24(m: int) -> None:
-    """The weight as rows and the kernels of those: their bits."""
-    w, scale, _ = sparse_weight(37, 70)
-    x = torch.randn(m, 70, dtype=torch.bfloat16, device=DEVICE)
-    dense, sparse = (
-        ops.linear_w8a16(x, ops.pack_w8(w, layout).to(DEVICE), scale.to(DEVICE))
-        for layout in ops.CUDA_LAYOUTS
-    )
-    assert_same(dense.cpu(), sparse.cpu())
-
-
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("m", [0, 1, 8, 16, 17, 64, 65, 200])
 @pytest.mark.parametrize(("n", "k"), [(37, 70), (768, 768), (100, 4096)])
@@ -243,13 +160,9 @@ def test_w8a16(m: int, n: int, k: int, dtype: torch.dtype) -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("m", [1, 10, 30, 100])
-@pytest.mark.parametrize("layout", ["dense", "sp24"])
-def test_graph_on_a_side_stream(m: int, layout: ops.Layout) -> None:
-    linear = nn.Linear(512, 384)
-    with torch.no_grad():
-        linear.weight[:, 1::2] = 0
-    layer = QuantizedLinear.from_linear(linear, layout).to(DEVICE)
+@pytest.mark.parametrize("m", [1, 30, 100])
+def test_graph_on_a_side_stream(m: int) -> None:
+    layer = quantize_linear(nn.Linear(512, 384)).to(DEVICE)
     stream = torch.cuda.Stream()
     x = torch.randn(m, 512, device=DEVICE)
     with torch.inference_mode(), torch.cuda.stream(stream):
@@ -284,25 +197,6 @@ def test_layer_moves_and_copies() -> None:
     assert_same(want, fresh(x))
     assert_same(want, layer.cpu()(x))
     made_there = quantize_linear(linear.to(DEVICE))
-    assert_same(want, made_there(x.to(DEVICE)).cpu())
-
-
-def test_sp24_layer_moves() -> None:
-    linear, x = nn.Linear(300, 70), torch.randn(5, 300)
-    with torch.no_grad():
-        linear.weight[:, ::2] = 0
-    layer = QuantizedLinear.from_linear(linear, "sp24")
-    want, packed = layer(x), layer.weight_packed
-    layer.to(DEVICE)
-    assert layer.layout == "cuda_sp24"
-    assert_same(want, layer(x.to(DEVICE)).cpu())
-    fresh = quantize_linear(nn.Linear(300, 70)).to(DEVICE)
-    fresh.load_state_dict(layer.state_dict())
-    assert fresh.layout == "cuda_sp24"
-    assert_same(want, fresh(x.to(DEVICE)).cpu())
-    assert torch.equal(layer.cpu().weight_packed, packed)
-    made_there = QuantizedLinear.from_linear(linear.to(DEVICE), "sp24")
-    assert made_there.layout == "cuda_sp24"
     assert_same(want, made_there(x.to(DEVICE)).cpu())
 
 
