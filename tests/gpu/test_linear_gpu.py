@@ -29,7 +29,7 @@ def both(x: Tensor, w: Tensor, scale: Tensor, *args: Tensor, **options: object) 
     """The answers of the CPU and of the GPU, on the CPU."""
     host = ops.linear_w8a8(x, ops.pack_w8(w), scale, *args, **options)
     moved = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}
-    packed = ops.pack_w8(w, "cuda").to(DEVICE)
+    packed = ops.pack_w8(w, LAYOUT).to(DEVICE)
     there = ops.linear_w8a8(
         x.to(DEVICE), packed, scale.to(DEVICE), *(a.to(DEVICE) for a in args), **moved
     )
