@@ -1,11 +1,12 @@
 """`search` beside the best uniform scheme, under several error budgets, on whole models.
 
-    python bench/search.py                                     # about 10 minutes on 2 quiet cores
+    python bench/search.py                                     # on quiet cores
     python bench/search.py --models MiniLM-L6 --sizes 8x128 --budgets 0.03,0.2
 
 For each model and size: what `search` chose under each budget, the latency that it predicted, and
 the model that it made beside the model as given and every uniform scheme, timed in turns once more
-by the benchmark itself; errors are those on the batch that was searched on and on another one.
+by the benchmark itself; errors are those on the batch that was searched on and on another one. The
+layers of a model are measured once for all budgets.
 """
 
 import argparse
@@ -26,9 +27,10 @@ from fastinfer import (
     Magnitude,
     Searched,
     Sparse24,
-    search,
     show_config,
 )
+from fastinfer.search import choose, measure
+from fastinfer.trial import on_trial
 from timing import Candidate, interleave
 from zoo import MODELS, Inputs, Size
 
@@ -61,7 +63,7 @@ def main() -> None:
     for name in options.models.split(","):
         for size in options.sizes.split(","):
             batch, _, length = size.partition("x")
-            rows += measure(
+            rows += compare(
                 name,
                 Size(int(batch), int(length or 0)),
                 [float(budget) for budget in options.budgets.split(",")],
@@ -76,7 +78,7 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def measure(
+def compare(
     name: str, size: Size, budgets: list[float], seconds: float, console: Console
 ) -> list[dict[str, object]]:
     spec = MODELS[name]
@@ -92,9 +94,7 @@ def measure(
     rows = []
     uniform = {s.label: uniform_model(given, s, batch) for s in SCHEMES}
     errors = {label: relative(model(**batch), want) for label, model in uniform.items()}
-    for budget in budgets:
-        model = copy.deepcopy(given)
-        result = search(model, [batch], max_error=budget, schemes=SCHEMES)
+    for budget, (result, model) in search(copy.deepcopy(given), batch, budgets).items():
         fit = {label: uniform[label] for label, error in errors.items() if error <= budget}
         ms = time_in_turns({"float": given, "search": model, **fit}, batch, seconds)
         best = min(fit, key=lambda label: ms[label], default="float")
@@ -118,6 +118,20 @@ def measure(
         )  # fmt: skip
     console.print(table)
     return rows
+
+
+def search(
+    model: nn.Module, batch: Inputs, budgets: list[float]
+) -> dict[float, tuple[Searched, nn.Module]]:
+    """What `fastinfer.search` finds by budget, and a copy of the model that it leaves."""
+    found = {}
+    with on_trial(model, [batch], None) as (trial, spill, say):
+        measured = measure(trial, spill, [batch], SCHEMES, None, say)
+        for budget in budgets:
+            result = choose(measured, budget, say)
+            found[budget] = result, copy.deepcopy(model)
+        trial.undo()
+    return found
 
 
 def uniform_model(given: nn.Module, scheme: Int8Dynamic | Int8Sparse, batch: Inputs) -> nn.Module:

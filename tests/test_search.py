@@ -26,7 +26,8 @@ from fastinfer import (
 )
 from fastinfer.knapsack import cheapest
 from fastinfer.nn import QuantizedLinear
-from fastinfer.trial import Form, Trial
+from fastinfer.search import choose, measure
+from fastinfer.trial import Form, Trial, on_trial
 
 Randn = Callable[..., Tensor]
 SPARSE = Int8Sparse(Sparse24(), Magnitude())
@@ -172,6 +173,24 @@ def test_never_over_the_budget_nor_slower_than_a_uniform_scheme(
         assert set(choice) == {SCHEMES[2].label}
     json.dumps(result.to_dict())
     assert str(result.kept.error)[:3] in str(result)
+
+
+def test_chooses_many_times_from_what_was_measured_once(clock: None, randn: Randn) -> None:
+    model, x = make(), randn(8, 64)
+    budgets = [0.3, 0.0, 10.0, 0.02]
+    with on_trial(model, [x], False) as (trial, spill, say):
+        measured = measure(trial, spill, [x], SCHEMES, None, say)
+        found = []
+        for budget in budgets:
+            result = choose(measured, budget, say)
+            found.append((result, copy.deepcopy(model)))
+        trial.undo()
+    for budget, (result, left) in zip(budgets, found, strict=True):
+        alone = copy.deepcopy(model)
+        want = search(alone, [x], max_error=budget, schemes=SCHEMES)
+        assert result.to_dict() == want.to_dict()
+        with torch.inference_mode():
+            assert torch.equal(left(x), alone(x))
 
 
 def test_mixes_schemes_where_no_uniform_one_fits_as_well(clock: None, randn: Randn) -> None:

@@ -75,7 +75,7 @@ def search(
     given = list_batches(batches)
     check_scipy()
     with on_trial(model, given, progress) as (trial, spill, say):
-        result = _search(trial, spill, given, max_error, schemes, filter_fn, say)
+        result = choose(measure(trial, spill, given, schemes, filter_fn, say), max_error, say)
         trial.finish()
     return result
 
@@ -104,30 +104,54 @@ class _Mix:
         return math.sqrt(sum(option.error**2 for option in self.options))
 
 
-def _search(
+@dataclass(frozen=True)
+class Measured:
+    """What a choice is made from, whatever the limit on the error.
+
+    found: by layers that share a weight, their options; gaining: those that are faster than float.
+    uniform: the model in each scheme, all that gain by it. gains: see `_gains`. sizes: bytes of the
+    modules as given, by name.
+    """
+
+    trial: Trial
+    layers: list[Layer]
+    found: list[list[Option]]
+    gaining: list[list[Option]]
+    uniform: list[_Mix]
+    gains: dict[Option, float]
+    sizes: dict[str, int]
+
+
+def measure(
     trial: Trial,
     spill: Spill,
     batches: Sequence[Any],
-    max_error: float,
     schemes: Sequence[Scheme],
     filter_fn: FilterFn | None,
     say: Say,
-) -> Searched:
-    """Looks for the best model and leaves it in place."""
-    model, bytes_before = trial.model, tensor_bytes(trial.model)
+) -> Measured:
+    """Time and error of each layer in each scheme, and of the model in each."""
+    model = trial.model
     trial.remember_outputs()
     sizes = {name: tensor_bytes(m) for name, m in model.named_modules()}
     layers, found = find_options(trial, spill, batches, schemes, filter_fn, say)
     gaining = [[option for option in options if option.gains] for options in found]
     measure_errors(trial, [option for options in gaining for option in options], say)
-
-    given = _Mix("as given", (), error=0.0, form=trial.given)
     uniform = _uniform(trial, schemes, gaining, say)
     say("Timing the model in each scheme")
-    base, *others = trial.time([given.form, *(mix.form for mix in uniform)])
+    base, *others = trial.time([trial.given, *(mix.form for mix in uniform)])
     for mix, seconds in zip(uniform, others, strict=True):
         mix.share = seconds / base
-    mixed = _mixed(trial, gaining, _gains(uniform), max_error, say)
+    return Measured(trial, layers, found, gaining, uniform, _gains(uniform), sizes)
+
+
+def choose(measured: Measured, max_error: float, say: Say) -> Searched:
+    """Looks for the best model within the error and leaves it in place."""
+    trial = measured.trial
+    model = trial.model
+    given = _Mix("as given", (), error=0.0, form=trial.given)
+    uniform = [replace(mix) for mix in measured.uniform]
+    mixed = _mixed(trial, measured.gaining, measured.gains, max_error, say)
     if any(set(mix.options) == set(mixed[0].options) for mix in uniform if mixed):
         mixed = []
 
@@ -146,10 +170,9 @@ def _search(
             best = fastest
     trial.become(best.form)
 
-    rows = _rows(layers, found, best, sizes)
     after = tensor_bytes(model), other_bytes(model)
-    candidates = [_candidate(mix, given, best) for mix in tried]
-    return Searched(model, Summary(rows, bytes_before, *after), candidates, max_error)
+    summary = Summary(_rows(measured, best), measured.sizes[""], *after)
+    return Searched(model, summary, [_candidate(mix, given, best) for mix in tried], max_error)
 
 
 def _uniform(
@@ -223,30 +246,23 @@ def _mixed(
     return [] if best is None else [best]
 
 
-def _rows(
-    layers: Sequence[Layer],
-    found: Sequence[Sequence[Option]],
-    best: _Mix,
-    sizes: Mapping[str, int],
-) -> list[Row]:
+def _rows(measured: Measured, best: _Mix) -> list[Row]:
     """The summary's rows, in the model's order."""
     taken = {layer.name: o for o in best.options for layer in o.layers}
-    for options in found:
-        for layer in options[0].layers:
-            if layer.name not in taken:
-                layer.reason = _why_float(options, best)
+    why = {layer.name: _why_float(o, best) for o in measured.found for layer in o[0].layers}
     rows = []
-    for layer in layers:
+    for layer in measured.layers:
         option = taken.get(layer.name)
         if option is None:
-            rows.append(make_row(layer, None, None, None))
+            reason = why.get(layer.name, layer.reason)
+            rows.append(make_row(replace(layer, reason=reason), None, None, None))
             continue
         # what the option's layers take together is shown on the first of them
         first = layer is option.layers[0]
         timing = Timing(option.ms_before, option.ms_after) if first else None
         twin, label = option.pair.twins()[layer.module], option.scheme.label
         row = make_row(layer, twin, timing, option.pair.sqnr_db, label=label)
-        rows.append(replace(row, bytes_before=sizes[layer.name]))
+        rows.append(replace(row, bytes_before=measured.sizes[layer.name]))
     return rows
 
 
