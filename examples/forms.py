@@ -19,10 +19,12 @@ LEAST_TILES = 16
 
 @dataclass(frozen=True)
 class Metric:
-    """What a model is judged by."""
+    """What a model is judged by. accuracy: how good its answers are, which is what a student must
+    keep, rather than how close they are to fp32's."""
 
     name: str
     lower_is_better: bool = False
+    accuracy: bool = True
 
     def kept(self, score: float, fp32: float) -> float:
         """The share of fp32's score that is left: 1 if nothing is lost."""

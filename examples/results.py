@@ -98,6 +98,7 @@ def verdicts(example: Example, result: Result) -> list[str]:
         f"2:4 + distil keeps {kept:.2%} of fp32's {metric.name}: must {MUST:.1%}, aim {AIM:.1%}, "
         f"{_verdict(kept >= MUST, kept >= AIM)}."
         for metric, kept in zip(example.metrics, recovered.kept, strict=True)
+        if metric.accuracy
     ]
     return [
         *lines,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -78,3 +79,25 @@ def test_sentences_end_where_something_else_begins() -> None:
         "This one is a whole sentence.",
         "So is this one here too.",
     ]
+
+
+def test_no_sentence_has_two_right_answers() -> None:
+    sentences = importlib.import_module("sentences")
+    paragraphs = [["a", "b", "c"], ["a", "d"], ["e", "b"], ["f"], ["e", "g"]]
+    assert sentences.neighbours(paragraphs) == [("a", "b"), ("b", "c"), ("e", "g")]
+
+
+def test_ranks_of_sentences_count_both_ways() -> None:
+    sentences = importlib.import_module("sentences")
+    first = [{"x": torch.eye(2)}]
+    second = [{"x": torch.tensor([[1.0, 0.0], [0.8, 0.6]])}]
+    wanted = torch.cat([first[0]["x"], second[0]["x"]])
+
+    class Same(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    # Of the first ones both find theirs at once; of the second ones the last finds it second.
+    rank, cosine = sentences.judge(Same(), first, second, wanted)
+    assert rank == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert cosine == pytest.approx(1)
