@@ -122,6 +122,11 @@ class QuantizedLinear(nn.Module):
             ValueError: the weight holds NaN or Inf, K > 131071, or the weight has not the zeros
                 that ``layout`` asks for.
         """
+        if layout.startswith("cuda"):
+            raise ValueError(
+                f"from_linear: layout is {layout!r}, want one of a CPU; the layer takes that of a GPU "
+                "when it moves there"
+            )
         weight, bias = linear.weight.detach(), linear.bias
         if weight.dtype not in _FLOATS:
             raise TypeError(f"from_linear: weight has dtype {weight.dtype}, want one of {_FLOATS}")
