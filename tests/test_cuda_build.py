@@ -156,12 +156,12 @@ def test_sp24_damaged_mask() -> None:
 
 
 @pytest.mark.parametrize("layout", ops.CUDA_LAYOUTS)
-@pytest.mark.parametrize("layout", ["cuda", "cuda_sp24"])
 def test_layer_refuses_cuda_layout(layout: ops.Layout) -> None:
     with pytest.raises(ValueError, match=f"layout is '{layout}', want one of a CPU"):
         QuantizedLinear.from_linear(nn.Linear(8, 4), layout)
 
 
+@pytest.mark.parametrize("layout", ops.CUDA_LAYOUTS)
 def test_cpu_refuses_cuda_layout(layout: ops.Layout) -> None:
     packed = ops.pack_w8(pairs(4, 8), layout)
     with pytest.raises(ValueError, match="packed for CUDA, not for CPUs"):

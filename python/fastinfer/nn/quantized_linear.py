@@ -122,10 +122,10 @@ class QuantizedLinear(nn.Module):
             ValueError: the weight holds NaN or Inf, K > 131071, or the weight has not the zeros
                 that ``layout`` asks for.
         """
-        if layout.startswith("cuda"):
+        if layout in ops.CUDA_LAYOUTS:
             raise ValueError(
-                f"from_linear: layout is {layout!r}, want one of a CPU; the layer takes that of a GPU "
-                "when it moves there"
+                f"from_linear: layout is {layout!r}, want one of a CPU; the layer takes that of a "
+                "GPU when it moves there"
             )
         weight, bias = linear.weight.detach(), linear.bias
         if weight.dtype not in _FLOATS:
