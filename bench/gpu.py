@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastinfer import ops
+from fastinfer import _C, ops
 from gpu_peers import OURS, PEERS, SPARSE, UNCHECKED, Unfit, two_of_four
 from gpu_timing import capture, clocks, interleave, matmul_peak, read_rate, stream_rate
 from gpu_verdict import Record, left_out, times, verdicts
@@ -42,6 +42,9 @@ ROTATED = 256 << 20  # bytes of weights that a graph goes through
 # deviations / 127 in x and in the weight give 0.013; fp8 with 3 bits of fraction 0.026 in each.
 TOLERANCE = 0.05
 
+# How a peer says that it cannot run a cell.
+FAILURES = (Unfit, ImportError, RuntimeError, TypeError, AttributeError, AssertionError)
+
 
 def copies_for(stored: int, m: int) -> int:
     """How many copies of a weight a graph goes through: enough to fill ROTATED where the weight's
@@ -49,47 +52,62 @@ def copies_for(stored: int, m: int) -> int:
     return 1 if m > 512 else max(2, min(256, -(-ROTATED // max(stored, 1))))
 
 
-def measure_cell(m: int, n: int, k: int, device: torch.device, rounds: int) -> Iterator[Record]:
-    w = torch.randn(n, k, device=device, dtype=torch.bfloat16) * k**-0.5
+class Shape:
+    """The candidates on one weight, each made once for all M, and the copies that a graph needs."""
+
+    def __init__(self, n: int, k: int, device: torch.device) -> None:
+        self.n, self.k, self.device = n, k, device
+        self.w = torch.randn(n, k, device=device, dtype=torch.bfloat16) * k**-0.5
+        self.made: dict[str, list[tuple[tuple[Tensor, ...], Callable[..., Tensor]]]] = {}
+        self.failed: dict[str, Exception] = {}
+        for name, make in {**OURS, **PEERS}.items():
+            try:
+                self.made[name] = [make(self.w)]
+            except FAILURES as error:
+                self.failed[name] = error
+
+    def copies(self, name: str, m: int) -> list[tuple[tuple[Tensor, ...], Callable[..., Tensor]]]:
+        made = self.made[name]
+        tensors, call = made[0]
+        stored = sum(t.nbytes for t in tensors)
+        # Of a module, whose copies are compiled one by one, two.
+        count = copies_for(stored, m) if tensors else min(2, copies_for(self.w.numel(), m))
+        while len(made) < count:
+            make = {**OURS, **PEERS}[name]
+            made.append((tuple(t.clone() for t in tensors), call) if tensors else make(self.w))
+        return made[:count]
+
+
+def measure_cell(shape: Shape, m: int, rounds: int) -> Iterator[Record]:
+    n, k, device = shape.n, shape.k, shape.device
     x = torch.randn(m, k, device=device, dtype=torch.bfloat16)
     rows = torch.tensor(sorted({*range(min(m, 8)), *range(max(0, m - 8), m)}), device=device)
     exact = {
         sparse: x[rows].double() @ weight.double().T
-        for sparse, weight in ((False, w), (True, two_of_four(w)))
+        for sparse, weight in ((False, shape.w), (True, two_of_four(shape.w)))
     }
     runs, about = {}, {}
-    for name, make in {**OURS, **PEERS}.items():
+    failed = dict(shape.failed)
+    for name in shape.made:
         try:
-            tensors, call = make(w)
+            tensors, call = shape.made[name][0]
             error = relative_error(call(x, *tensors)[rows], exact[name in SPARSE])
             wrong = name not in UNCHECKED and not error <= TOLERANCE
             if wrong and name in OURS:
                 raise SystemExit(f"{name} is wrong at {m}x{n}x{k}: relative error {error:.3g}")
             if wrong:
                 raise Unfit(f"wrong: relative error {error:.3g}")
-            stored = sum(t.nbytes for t in tensors)
-            # Of a module, whose copies are compiled one by one, two.
-            copies = copies_for(stored, m) if tensors else min(2, copies_for(w.numel(), m))
-            calls = [bind(call, x, *tensors)]
-            for _ in range(copies - 1):
-                copied = tuple(t.clone() for t in tensors)
-                calls.append(bind(call if tensors else make(w)[1], x, *copied))
-            runs[name] = capture(calls, device)
-        except (
-            Unfit,
-            ImportError,
-            RuntimeError,
-            TypeError,
-            AttributeError,
-            AssertionError,
-        ) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            yield Record(name, m, n, k, reason=reason[:200])
-            continue
-        about[name] = stored, error, copies
+            copies = shape.copies(name, m)
+            runs[name] = capture([bind(each, x, *held) for held, each in copies], device)
+            about[name] = sum(t.nbytes for t in tensors), error, len(copies)
+        except FAILURES as failure:
+            failed[name] = failure
+    for name, failure in failed.items():
+        reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+        yield Record(name, m, n, k, reason=reason[:200])
     for name, seconds in interleave(runs, rounds).items():
-        stored, error, copies = about[name]
-        yield Record(name, m, n, k, seconds * 1e6, stored, error, copies)
+        stored, error, count = about[name]
+        yield Record(name, m, n, k, seconds * 1e6, stored, error, count)
 
 
 def bind(call: Callable[..., Tensor], *args: Tensor) -> Callable[[], Tensor]:
@@ -138,13 +156,15 @@ def main() -> None:
     about: dict[str, Any] = {
         "machine": asdict(describe()),
         "torch": torch.__version__,
+        "cutlass": has_cutlass(),
         "clocks before": clocks(),
     }
     records: list[Record] = []
     for name in dict.fromkeys(shapes or [s for group in SHAPES.values() for s in group]):
         n, k = (int(v) for v in name.split("x"))
+        shape = Shape(n, k, device)
         for m in rows:
-            records += measure_cell(m, n, k, device, args.rounds)
+            records += measure_cell(shape, m, args.rounds)
         about["clocks after"] = clocks()
         if args.json:  # after every shape: a run that is cut short leaves what it has
             save(args.json, about, rates, records)
@@ -159,6 +179,12 @@ def main() -> None:
         console.print(f"left out: {', '.join(sorted(names))}: {reason}")
     for key, value in about.items():
         console.print(f"{key}: {value}")
+
+
+def has_cutlass() -> bool:
+    """Whether the library of kernels holds CUTLASS's: without them many rows take ours."""
+    library = Path(_C.__file__).with_name("libfastinfer_cuda.so")
+    return library.exists() and b"cutlass" in library.read_bytes()
 
 
 def save(path: Path, about: dict[str, Any], rates: dict[str, float], records: list[Record]) -> None:

@@ -12,7 +12,7 @@ from fastinfer import ops, quantize_linear
 
 def main(device: str) -> None:
     torch.manual_seed(0)
-    for k, n in ((70, 37), (1030, 130)):
+    for k, n in ((70, 37), (1030, 130), (256, 128)):  # the last as CUTLASS wants it
         layer = quantize_linear(nn.Linear(k, n)).to(device)
         packed, scale, bias = layer.weight_packed, layer.weight_scale, layer.bias
         half = ops.unpack_w8(packed, n, k)
@@ -24,6 +24,9 @@ def main(device: str) -> None:
                 ops.linear_w8a8(x, packed, scale, bias, activation="gelu")
                 ops.linear_w8a8(x, sp24, scale, bias)
                 ops.linear_w8a16(x, packed, scale, bias)
+                ops.linear_w8a8_cat(x, [packed, sp24], [scale, scale], [bias, None])
+                pair = (packed, scale, bias, packed, scale, None)
+                ops.linear_w8a8_gated(x, *pair, activation="silu")
         x = torch.randn(5, k, device=device, dtype=torch.float16)
         ops.quantize_rowwise(x)
         ops.layer_norm(x, None, None, 1e-5, residual=x, emit_rows=True)

@@ -1,5 +1,6 @@
 """The CUDA side as far as a machine without a GPU can see it: the library, layouts, messages."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_sp24_bytes() -> None:
     """By hand: which are kept, zeros made up from the least k on, and what the rest is."""
     w = torch.tensor([[0, 7, 0, -8, 0, 0, 0, 5, 3]], dtype=torch.int8)
     packed = ops.pack_w8(w, "cuda_sp24")
-    front, masks = 128, 16 * 64 // 8
+    front, masks = 256, 16 * 64 // 8
     assert packed[64:68].view(torch.int32).item() == -128 * 7
     assert packed[front : front + 8].tolist() == [0b1001_1010, 0b0011_0011] + [0x33] * 6
     assert packed[front + masks :].view(torch.int8)[:8].tolist() == [7, -8, 0, 5, 3, 0, 0, 0]
@@ -136,7 +137,8 @@ def test_sp24_sizes_differ() -> None:
     """An operator on CUDA tells the layouts apart by their size."""
     for n in range(1, 300, 13):
         for k in range(1, 3000, 7):
-            assert ops.packed_bytes(n, k, "cuda_sp24") < ops.packed_bytes(n, k, "cuda")
+            sizes = [ops.packed_bytes(n, k, layout) for layout in ("dense", *ops.CUDA_LAYOUTS)]
+            assert len(set(sizes)) == 3
 
 
 @pytest.mark.parametrize("layout", ["sp24", "cuda_sp24"])
@@ -150,7 +152,7 @@ def test_sp24_refuses_three_of_four(layout: ops.Layout) -> None:
 
 def test_sp24_damaged_mask() -> None:
     packed = ops.pack_w8(pairs(4, 8), "cuda_sp24")
-    packed[128] = 0x37
+    packed[256] = 0x37
     with pytest.raises(ValueError, match="has a mask that does not keep 2 of 4"):
         ops.unpack_w8(packed, 4, 8)
 
@@ -210,3 +212,13 @@ def test_why_no_cuda() -> None:
         assert _common.WHY_NO_CUDA is not None
         with FakeTensorMode(), pytest.raises(ValueError, match="is built without CUDA"):
             ops.quantize_rows(torch.empty(2, 3, device="cuda"))
+
+
+def test_pickle_read_on_another_device() -> None:
+    """torch.load(..., map_location=...) moves tensors and knows nothing of layouts."""
+    layer, x = quantize_linear(nn.Linear(70, 16)), torch.randn(3, 70)
+    want = layer(x)
+    layer.weight_packed = ops.repack_w8(layer.weight_packed, "cuda")
+    other = pickle.loads(pickle.dumps(layer))
+    assert other.layout == "dense"
+    assert torch.equal(other(x), want)

@@ -150,6 +150,9 @@ struct LaunchShape {
   dim3 grid, block;
   int shared_bytes;  // dynamic
   bool dependent;    // see wait_for_previous_kernel
+  // The most that a launch of this kernel asks for, where that varies: launches from two threads
+  // set the same limit.
+  int most_shared_bytes = 0;
 };
 
 #ifndef FASTINFER_EMULATE
@@ -160,8 +163,9 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
                    Arguments... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return cudaSuccess;
   if (shape.shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
+    const int most = shape.most_shared_bytes > 0 ? shape.most_shared_bytes : shape.shared_bytes;
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute attribute{};

@@ -21,9 +21,13 @@ inline int device_attribute(const char* op, cudaDeviceAttr attribute, int device
 
 // One call on the device of `x`, which is the current device meanwhile, and on its current stream.
 class CudaCall {
+  static int device_of(const char* op, const Tensor& x) {
+    STD_TORCH_CHECK(x.is_cuda(), op, ": x is not on CUDA, want every tensor there");
+    return x.get_device_index();
+  }
+
  public:
-  CudaCall(const char* op, const Tensor& x)
-      : op_(op), device_(x.get_device_index()), guard_(device_) {
+  CudaCall(const char* op, const Tensor& x) : op_(op), device_(device_of(op, x)), guard_(device_) {
     const int major = device_attribute(op, cudaDevAttrComputeCapabilityMajor, device_);
     const int minor = device_attribute(op, cudaDevAttrComputeCapabilityMinor, device_);
     STD_TORCH_CHECK(cuda::runs_on(major, minor), op, ": the GPU has compute capability ", major,

@@ -171,14 +171,15 @@ def test_graph_on_a_side_stream(m: int) -> None:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             y = layer(x)
-    for _ in range(3):
-        x.copy_(torch.randn_like(x))
-        torch.cuda.synchronize()
-        y.zero_()
-        torch.cuda.synchronize()
-        graph.replay()
-        torch.cuda.synchronize()
-        assert_same(layer(x).cpu(), y.cpu())
+    with torch.inference_mode():
+        for _ in range(3):
+            x.copy_(torch.randn_like(x))
+            torch.cuda.synchronize()
+            y.zero_()
+            torch.cuda.synchronize()
+            graph.replay()
+            torch.cuda.synchronize()
+            assert_same(layer(x).cpu(), y.cpu())
 
 
 def test_layer_moves_and_copies() -> None:

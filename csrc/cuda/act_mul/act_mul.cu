@@ -143,7 +143,7 @@ cudaError_t launch_type(const ActMul& p, cudaStream_t stream) {
   const int64_t warps = (p.k + kWarp * kElementsAThread - 1) / (kWarp * kElementsAThread);
   const int64_t threads = std::min<int64_t>(std::max<int64_t>(1, warps) * kWarp, kMostThreads);
   const int64_t bytes = (p.k + kLoad - 1) / kLoad * int64_t(sizeof(Raw<kType>));
-  LaunchShape shape{dim3(rows), dim3(unsigned(threads)), int(bytes), false};
+  LaunchShape shape{dim3(rows), dim3(unsigned(threads)), int(bytes), false, int(kSharedRowBytes)};
   if (bytes <= kSharedRowBytes) {
     return launch_rows<kType, RowsFrom::shared>(p, vector, shape, stream);
   }

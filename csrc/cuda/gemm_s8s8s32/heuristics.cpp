@@ -67,7 +67,8 @@ GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k_pad, int multiprocessors) {
   const int64_t wanted = int64_t(multiprocessors) * kBlocksPerMultiprocessor;
   const int64_t most = std::clamp<int64_t>(k_pad / kLeastKPerSplit, 1, kMostSplits);
   const int64_t splits = std::clamp<int64_t>(wanted / tiles, 1, most);
-  plan.k_per_split = ceil_div(ceil_div(k_pad, kBlockK), splits) * kBlockK;
+  plan.k_per_split =
+      std::max<int64_t>(kBlockK, ceil_div(ceil_div(k_pad, kBlockK), splits) * kBlockK);
   plan.splits = int(std::max<int64_t>(1, ceil_div(k_pad, plan.k_per_split)));
   if (plan.splits > 1) {
     plan.tiles = tiles;

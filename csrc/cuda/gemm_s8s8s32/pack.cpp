@@ -13,7 +13,8 @@ constexpr char kMagic[8] = {'F', 'A', 'S', 'T', 'I', 'N', 'F', 'R'};
 constexpr char kRowsTag[16] = "s8_rows_cuda", kSp24Tag[16] = "s8_sp24_cuda";
 constexpr int64_t kCompensation = int64_t(sizeof(cpu::PackedHeader));
 
-int64_t front_bytes(int64_t n_pad) { return cpu::round_up(kCompensation + n_pad * 4, 128); }
+// At least 64 bytes of it unused: no size is that of a layout of CPUs for the same weight.
+int64_t front_bytes(int64_t n_pad) { return cpu::round_up(kCompensation + n_pad * 4 + 64, 128); }
 
 // The header and the compensation.
 void pack_front(const int8_t* w, int64_t n, int64_t k, const char (&tag)[16], uint8_t* packed) {

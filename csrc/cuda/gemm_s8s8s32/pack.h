@@ -4,7 +4,7 @@
 //
 //   offset 0     PackedHeader, 64 bytes, of tag "s8_rows_cuda"
 //   offset 64    compensation: int32[N_pad], -128 * sum_k w[n,k]
-//   offset R     int8[N_pad][K_pad]; R = 64 + 4 N_pad rounded up to 128
+//   offset R     int8[N_pad][K_pad]; R = 128 + 4 N_pad rounded up to 128
 //
 // "cuda_sp24": of every 4 neighbours along K two are kept, others are zero; 5 bits a weight.
 //
@@ -19,7 +19,10 @@
 // N_pad = N rounded up to 16, K_pad = K rounded up to 64, zero-filled. All of it is made and read
 // on the host; what launches on a GPU trusts a size alone, since to read a header there would be to
 // wait for the GPU. The size tells the two apart: they take N_pad K_pad and 5/8 N_pad K_pad bytes
-// after R, which differ unless N or K is 0, and then there is nothing to read.
+// after R, which differ unless N or K is 0, and then there is nothing to read. Nor is either the
+// size of the layout "dense" or "sp24" of CPUs, which have 64 + 4 N_pad and no more before their
+// weights
+// ("sp24" 1216 bytes after them).
 #pragma once
 
 #include <cstdint>

@@ -198,7 +198,7 @@ cudaError_t launch_type(const Norm& p, cudaStream_t stream) {
   const bool shared = bytes <= kSharedRowBytes;
   const int64_t threads = std::min<int64_t>(std::max<int64_t>(1, warps) * kWarp, kMostThreads);
   const LaunchShape shape{dim3(unsigned(p.rows)), dim3(unsigned(threads)), shared ? int(bytes) : 0,
-                          false};
+                          false, int(kSharedRowBytes)};
   const auto kernel = vector   ? shared ? norm_kernel<kKind, kType, true, true>
                                         : norm_kernel<kKind, kType, true, false>
                       : shared ? norm_kernel<kKind, kType, false, true>

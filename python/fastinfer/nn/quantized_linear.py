@@ -201,6 +201,8 @@ class QuantizedLinear(nn.Module):
 
     def _explain(self, x: Tensor) -> None:
         """Raises what is wrong with the arguments of a call that failed, if that was the cause."""
+        if self.weight_packed.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # to look at a tensor would wait for the GPU, and hide the cause
         if isinstance(x, Tensor) and (x.dim() == 0 or x.shape[-1] != self.in_features):
             raise ValueError(
                 f"{type(self).__name__}: x has shape {list(x.shape)}, "
@@ -278,6 +280,19 @@ class QuantizedLinear(nn.Module):
             return ops.repack_w8(packed, "sp24" if layout == "cuda_sp24" else self.host_layout)
         return packed
 
+    def _at_home_on(self, device: torch.device, packed: Tensor) -> Tensor:
+        """A packed weight that will lie on ``device``, packed anew if it is in another's layout:
+        it may have been saved by one and read by the other."""
+        if not _is_foreign(packed, device):
+            return packed
+        return self._packed_for(device, packed.cpu()).to(packed.device)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        packed = self._buffers["weight_packed"]
+        if type(packed) is Tensor and not packed.is_meta:
+            self._buffers["weight_packed"] = self._at_home_on(packed.device, packed)
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -296,9 +311,8 @@ class QuantizedLinear(nn.Module):
         if packed is not None and not packed.is_meta:
             assigned = local_metadata.get("assign_to_params_buffers", False)
             device = packed.device if assigned else self.weight_packed.device
-            if packed.device.type == "cpu" or device.type == "cpu":
-                packed = self._packed_for(device, packed.cpu())
-                state_dict[f"{prefix}weight_packed"] = packed
+            packed = self._at_home_on(device, packed)
+            state_dict[f"{prefix}weight_packed"] = packed
         if packed is not None and packed.shape != self.weight_packed.shape:  # of another layout
             self.weight_packed = self.weight_packed.new_empty(packed.shape)
         super()._load_from_state_dict(
@@ -323,8 +337,9 @@ class QuantizedLinear(nn.Module):
         if scale.shape != (self.out_features,):
             return f"{prefix}weight_scale has shape {list(scale.shape)}, want [{self.out_features}]"
         try:  # the operator checks its weight, and no rows cost nothing
-            if packed.device.type == "cpu" and ops.layout_of(packed) in ops.CUDA_LAYOUTS:
-                packed = ops.repack_w8(packed, "dense")
+            if _is_foreign(packed, packed.device):
+                packed, scale = ops.repack_w8(packed.cpu(), "dense"), scale.cpu()
+                bias = None if bias is None else bias.cpu()
             rows = torch.empty(0, self.in_features, device=packed.device)
             self._checked(rows, packed, scale, bias)
         except (TypeError, ValueError) as error:
@@ -360,6 +375,12 @@ class QuantizedLinear(nn.Module):
 def _layout_on_cuda(layout: ops.Layout) -> ops.Layout:
     """What a weight of a layout of CPUs becomes on CUDA."""
     return "cuda_sp24" if layout == "sp24" else "cuda"
+
+
+def _is_foreign(packed: Tensor, device: torch.device) -> bool:
+    """Whether a packed weight is in a layout that ``device`` does not read."""
+    layout = ops.layout_of(packed)
+    return layout is not None and (layout in ops.CUDA_LAYOUTS) != (device.type == "cuda")
 
 
 def scale_and_offset(low: float, high: float) -> tuple[Tensor, Tensor]:

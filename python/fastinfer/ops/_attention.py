@@ -134,4 +134,5 @@ def _(
     window: int = 0,
 ) -> Tensor:
     _check_attention(q, k, v, mask, causal, window)
-    return attention_by_torch(q, k, v, mask, scale, causal, window)
+    with torch.autocast("cuda", enabled=False):  # it would cast what is float32 on purpose
+        return attention_by_torch(q, k, v, mask, scale, causal, window)

@@ -61,7 +61,7 @@ def run(op: Callable[..., Any], *args: object) -> Any:
     except RuntimeError as error:
         # The operators say "<where>, <op>: <argument> ...".
         _, found, what = str(error).partition(f"{op.__name__.removesuffix('.default')}: ")
-        if not found or what.startswith("out of memory"):
+        if not found or what.startswith(("out of memory", "CUDA: ")):
             raise
         message = what
     raise ValueError(f"{op.__name__.removesuffix('.default')}: {message}")

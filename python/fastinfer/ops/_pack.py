@@ -102,7 +102,7 @@ def packed_bytes(n: int, k: int, layout: Layout = "dense") -> int:
     n_pad = (n + 15) // 16 * 16
     front, weights = 64 + 4 * n_pad, n_pad * ((k + 63) // 64 * 64)
     if layout in CUDA_LAYOUTS:
-        front = (front + 127) // 128 * 128
+        front = (front + 64 + 127) // 128 * 128
     return front + (weights * 5 // 8 if layout == "cuda_sp24" else weights)
 
 
