@@ -216,7 +216,7 @@ def test_why_no_cuda() -> None:
 
 def test_pickle_read_on_another_device() -> None:
     """torch.load(..., map_location=...) moves tensors and knows nothing of layouts."""
-    layer, x = quantize_linear(nn.Linear(70, 16)), torch.randn(3, 70)
+    layer, x = QuantizedLinear.from_linear(nn.Linear(70, 16)), torch.randn(3, 70)
     want = layer(x)
     layer.weight_packed = ops.repack_w8(layer.weight_packed, "cuda")
     other = pickle.loads(pickle.dumps(layer))
