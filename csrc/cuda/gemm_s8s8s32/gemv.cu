@@ -9,14 +9,14 @@
 //   bound    memory: N K bytes. A multiprocessor holds 4 blocks or more: 64 KB in flight
 //
 // Never run on a GPU yet; see bench/results/gpu.md.
-#include "cuda/gemm_s8s8s32/epilogue.cuh"
+#include "cuda/gemm_s8s8s32/gemv.cuh"
 #include "cuda/gemm_s8s8s32/launch.h"
 
 namespace fastinfer::cuda {
 namespace {
 
 constexpr int kLaneBytes = 16, kWarpBytes = kLaneBytes * kWarp, kSteps = 2;
-constexpr int kThreads = kGemvWarps * kWarp;
+constexpr int kThreads = kGemvThreads;
 
 struct WeightBatch {
   uint4 w[kSteps][kGemvRows];
@@ -72,29 +72,7 @@ __global__ void __launch_bounds__(kThreads)
     batch.load(rows, k + kSteps * step, step, p.k_pad);
   }
   let_next_kernel_begin();
-  __shared__ int32_t sums[kGemvWarps][kM][kGemvRows];
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int r = 0; r < kGemvRows; ++r) {
-      for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-        acc[m][r] += shuffle_xor(acc[m][r], lanes);
-      }
-      if (lane == 0) sums[warp][m][r] = acc[m][r];
-    }
-  }
-  __syncthreads();
-  const int columns = groups * kGemvRows;
-  const int64_t first = int64_t(blockIdx.x) * columns;
-  for (int i = threadIdx.x; i < kM * columns; i += kThreads) {
-    const int m = i / columns, n = i % columns;
-    if (first + n >= p.n) continue;
-    int32_t sum = 0;
-    for (int w = 0; w < warps_per_row; ++w) {
-      sum += sums[n / kGemvRows * warps_per_row + w][m][n % kGemvRows];
-    }
-    finish(p, m, first + n, sum);
-  }
+  finish_gemv<kM>(p, warps_per_row, acc);
 }
 
 }  // namespace

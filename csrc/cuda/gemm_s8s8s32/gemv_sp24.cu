@@ -13,13 +13,13 @@
 //   nvcc     13.0, sm_90a: 72, 79, 96, 128 registers for M = 1 to 4, no spills
 //
 // Never run on a GPU yet; see bench/results/gpu.md.
-#include "cuda/gemm_s8s8s32/epilogue.cuh"
+#include "cuda/gemm_s8s8s32/gemv.cuh"
 #include "cuda/gemm_s8s8s32/sp24.cuh"
 
 namespace fastinfer::cuda {
 namespace {
 
-constexpr int kSteps = 2, kThreads = kGemvWarps * kWarp;
+constexpr int kSteps = 2, kThreads = kGemvThreads;
 
 struct Sp24Batch {
   Sp24Piece pieces[kSteps][kGemvRows];
@@ -77,29 +77,7 @@ __global__ void __launch_bounds__(kThreads)
     batch.load(row, i + kSteps * step, step, count);
   }
   let_next_kernel_begin();
-  __shared__ int32_t sums[kGemvWarps][kM][kGemvRows];
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int r = 0; r < kGemvRows; ++r) {
-      for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-        acc[m][r] += shuffle_xor(acc[m][r], lanes);
-      }
-      if (lane == 0) sums[warp][m][r] = acc[m][r];
-    }
-  }
-  __syncthreads();
-  const int columns = groups * kGemvRows;
-  const int64_t first = int64_t(blockIdx.x) * columns;
-  for (int j = threadIdx.x; j < kM * columns; j += kThreads) {
-    const int m = j / columns, n = j % columns;
-    if (first + n >= p.n) continue;
-    int32_t sum = 0;
-    for (int w = 0; w < warps_per_row; ++w) {
-      sum += sums[n / kGemvRows * warps_per_row + w][m][n % kGemvRows];
-    }
-    finish(p, m, first + n, sum);
-  }
+  finish_gemv<kM>(p, warps_per_row, acc);
 }
 
 }  // namespace
