@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fastinfer import _C, ops
-from gpu_peers import OURS, PEERS, SPARSE, UNCHECKED, Unfit, two_of_four
+from gpu_peers import OURS, PEERS, SPARSE, TRITON, UNCHECKED, Peer, Unfit, two_of_four
 from gpu_timing import capture, clocks, interleave, matmul_peak, read_rate, stream_rate
 from gpu_verdict import Record, left_out, times, verdicts
 from machine import describe
@@ -55,12 +55,12 @@ def copies_for(stored: int, m: int) -> int:
 class Shape:
     """The candidates on one weight, each made once for all M, and the copies that a graph needs."""
 
-    def __init__(self, n: int, k: int, device: torch.device) -> None:
-        self.n, self.k, self.device = n, k, device
+    def __init__(self, n: int, k: int, device: torch.device, peers: dict[str, Peer]) -> None:
+        self.n, self.k, self.device, self.peers = n, k, device, peers
         self.w = torch.randn(n, k, device=device, dtype=torch.bfloat16) * k**-0.5
         self.made: dict[str, list[tuple[tuple[Tensor, ...], Callable[..., Tensor]]]] = {}
         self.failed: dict[str, Exception] = {}
-        for name, make in {**OURS, **PEERS}.items():
+        for name, make in peers.items():
             try:
                 self.made[name] = [make(self.w)]
             except FAILURES as error:
@@ -137,9 +137,11 @@ def main() -> None:
     parser.add_argument("--m", help="rows of x, comma-separated; all by default")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="where the records go")
+    parser.add_argument("--triton", action="store_true", help="tune Triton kernels, too: slow")
     parser.add_argument("--quick", action="store_true", help="one small shape")
     args = parser.parse_args()
     device = torch.device(args.device)
+    peers: dict[str, Peer] = {**OURS, **PEERS, **(TRITON if args.triton else {})}
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("bench/gpu.py: torch sees no GPU here: run it on a machine with one")
     torch.manual_seed(0)
@@ -162,7 +164,7 @@ def main() -> None:
     records: list[Record] = []
     for name in dict.fromkeys(shapes or [s for group in SHAPES.values() for s in group]):
         n, k = (int(v) for v in name.split("x"))
-        shape = Shape(n, k, device)
+        shape = Shape(n, k, device, peers)
         for m in rows:
             records += measure_cell(shape, m, args.rounds)
         about["clocks after"] = clocks()

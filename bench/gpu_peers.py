@@ -95,6 +95,18 @@ def torch_int_mm(w: Tensor) -> Stored:
     return _int8_weight(w), call
 
 
+def inductor_int_mm(w: Tensor) -> Stored:
+    """The same compiled whole and tuned, which makes a Triton kernel of it where that is faster. It
+    is tuned for every M, for seconds each: asked for by name (--triton)."""
+
+    def product(x: Tensor, quantized: Tensor, w_scale: Tensor) -> Tensor:
+        rows, scale = _quantize_int8(x)
+        return _rescale(torch._int_mm(rows, quantized.t()), scale, w_scale)
+
+    tuned = torch.compile(product, mode="max-autotune-no-cudagraphs", dynamic=False)
+    return _int8_weight(w), tuned if w.is_cuda else product
+
+
 def torch_weight_int8pack(w: Tensor) -> Stored:
     quantized, scale = _int8_weight(w)
     return (quantized, scale.to(torch.bfloat16)), torch._weight_int8pack_mm
@@ -173,5 +185,6 @@ PEERS: dict[str, Peer] = {
 }
 # Those whose answers are of two_of_four(w).
 SPARSE = {"fastinfer_sp24"}
+TRITON: dict[str, Peer] = {"inductor_int_mm": inductor_int_mm}
 # Their answers are not those of the weight given: 2:4 drops half of it, and has no scales.
 UNCHECKED = {"torch_sparse_int8"}

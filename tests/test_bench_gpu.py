@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "gpu.json"
-    command = ["gpu.py", "--device", "cpu", "--quick", "--rounds", "2", "--json", path]
+    command = ["gpu.py", "--device", "cpu", "--quick", "--rounds", "2", "--triton", "--json", path]
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT / "bench", capture_output=True, text=True
     )
@@ -29,7 +29,7 @@ def test_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "Requirements" in done.stdout
     records = [Record(**r) for r in json.loads(path.read_text())["records"]]
     ran = {r.candidate for r in records if not r.reason}
-    assert ran >= {*OURS, "torch_bf16", "torch_int_mm"}
+    assert ran >= {*OURS, "torch_bf16", "torch_int_mm", "inductor_int_mm"}
     assert all(r.microseconds > 0 for r in records if not r.reason)
 
 
