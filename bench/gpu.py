@@ -73,7 +73,7 @@ class Shape:
         # Of a module, whose copies are compiled one by one, two.
         count = copies_for(stored, m) if tensors else min(2, copies_for(self.w.numel(), m))
         while len(made) < count:
-            make = {**OURS, **PEERS}[name]
+            make = self.peers[name]
             made.append((tuple(t.clone() for t in tensors), call) if tensors else make(self.w))
         return made[:count]
 
