@@ -20,8 +20,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul(const Tensor& x,
   p.activation = parse_activation(kOp, activation);
   STD_TORCH_CHECK(x.dim() >= 1, kOp, ": x has shape [], want [..., K]");
   STD_TORCH_CHECK(emit_fp || emit_rows, kOp, ": emit_fp and emit_rows are False, want one of them");
-  const std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
-  p.k = shape.back();
+  p.k = x.size(x.dim() - 1);
   STD_TORCH_CHECK(p.k <= cuda::kActMulMostK, kOp, ": x has K = ", p.k, ", want at most ",
                   cuda::kActMulMostK);
   const int64_t size = cpu::size_of(p.dtype);
@@ -37,19 +36,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul(const Tensor& x,
     p.ld_other = other_rows->ld_bytes / size;
   }
 
-  const std::vector<int64_t> none{0}, lead(shape.begin(), shape.end() - 1);
-  Tensor y = call.empty(emit_fp ? shape : none, x.scalar_type());
-  Tensor q = call.empty(emit_rows ? shape : none, ScalarType::Char);
-  Tensor scale = call.empty(emit_rows ? lead : none, ScalarType::Float);
-  Tensor offset = call.empty(emit_rows ? lead : none, ScalarType::Float);
-  if (emit_fp) p.y = y.mutable_data_ptr();
-  if (emit_rows) {
-    p.q = static_cast<int8_t*>(q.mutable_data_ptr());
-    p.scale = static_cast<float*>(scale.mutable_data_ptr());
-    p.offset = static_cast<float*>(offset.mutable_data_ptr());
-  }
+  const RowOutputs out(call, x, emit_fp, emit_rows, &p);
   call.check(cuda::launch_act_mul(p, call.stream()));
-  return {y, q, scale, offset};
+  return {out.y, out.q, out.scale, out.offset};
 }
 
 }  // namespace

@@ -92,6 +92,34 @@ class CudaCall {
   cudaStream_t stream_ = nullptr;
 };
 
+// What norms and activations give: y like x, and int8 rows with their scales and offsets; of what
+// is not asked for, an empty tensor.
+struct RowOutputs {
+  Tensor y, q, scale, offset;
+
+  // p: the kernel's parameters, which have these by the same names.
+  template <class Parameters>
+  RowOutputs(const CudaCall& call, const Tensor& x, bool emit_fp, bool emit_rows, Parameters* p)
+      : y(call.empty(shape(x, 0, emit_fp), x.scalar_type())),
+        q(call.empty(shape(x, 0, emit_rows), ScalarType::Char)),
+        scale(call.empty(shape(x, 1, emit_rows), ScalarType::Float)),
+        offset(call.empty(shape(x, 1, emit_rows), ScalarType::Float)) {
+    if (emit_fp) p->y = y.mutable_data_ptr();
+    if (!emit_rows) return;
+    p->q = static_cast<int8_t*>(q.mutable_data_ptr());
+    p->scale = static_cast<float*>(scale.mutable_data_ptr());
+    p->offset = static_cast<float*>(offset.mutable_data_ptr());
+  }
+
+ private:
+  // That of x without its last `dropped` sizes.
+  static std::vector<int64_t> shape(const Tensor& x, int64_t dropped, bool emit) {
+    if (!emit) return {0};
+    const auto sizes = x.sizes();
+    return {sizes.begin(), sizes.end() - dropped};
+  }
+};
+
 // Parts of one allocation, 256-byte aligned: asked for first, then allocated, then found.
 class Workspace {
  public:

@@ -10,11 +10,6 @@
 
 namespace fastinfer::ops {
 
-// The arguments of one weight, by the names that they go by in messages.
-struct WeightNames {
-  const char *packed, *scale, *bias;
-};
-
 inline cpu::LinearWeight check_weight(const char* op, const WeightNames& names,
                                       const Tensor& packed, const Tensor& scale,
                                       const std::optional<Tensor>& bias) {

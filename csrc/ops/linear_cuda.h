@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/gemm_s8s8s32/gemm_s8s8s32.h"
 #include "cuda/gemm_s8s8s32/cutlass.h"
 #include "cuda/gemm_s8s8s32/cutlass_sp24.h"
 #include "cuda/gemm_s8s8s32/launch.h"
@@ -14,8 +15,6 @@
 
 namespace fastinfer::ops {
 
-constexpr int64_t kMaxCudaK = 131071;
-
 // One weight [N, K] in the layout "cuda", or "cuda_sp24".
 struct CudaWeight {
   int64_t n;
@@ -26,14 +25,9 @@ struct CudaWeight {
   const float *scale, *bias;
 };
 
-struct CudaWeightNames {
-  const char *packed, *scale, *bias;
-};
-
-inline CudaWeight check_cuda_weight(const char* op, const CudaCall& call,
-                                    const CudaWeightNames& names, const Tensor& packed,
-                                    const Tensor& scale, const std::optional<Tensor>& bias,
-                                    int64_t k) {
+inline CudaWeight check_cuda_weight(const char* op, const CudaCall& call, const WeightNames& names,
+                                    const Tensor& packed, const Tensor& scale,
+                                    const std::optional<Tensor>& bias, int64_t k) {
   call.check_vector(names.packed, packed, ScalarType::Byte, -1);
   call.check_vector(names.scale, scale, ScalarType::Float, -1);
   CudaWeight weight{};
@@ -114,8 +108,7 @@ class CudaLinear {
                     ": x_scale and x_offset are None, want them: x is int8");
     STD_TORCH_CHECK(scale_.step == offset_.step, op, ": x_scale and x_offset differ in shape");
     if (dtype_ != ScalarType::Char) check_float(op, "x", dtype_);
-    STD_TORCH_CHECK(rows_.m <= INT32_MAX, op, ": x has ", rows_.m, " rows, want at most ",
-                    INT32_MAX);
+    call.check_rows("x", rows_);
   }
 
   int64_t m() const { return rows_.m; }
@@ -266,7 +259,7 @@ class CudaLinear {
   static int64_t columns(const char* op, const Tensor& x) {
     STD_TORCH_CHECK(x.dim() >= 1, op, ": x has shape [], want [..., K]");
     const int64_t k = x.size(x.dim() - 1);
-    STD_TORCH_CHECK(k <= kMaxCudaK, op, ": x has K = ", k, ", want at most ", kMaxCudaK,
+    STD_TORCH_CHECK(k <= cpu::kMaxK, op, ": x has K = ", k, ", want at most ", cpu::kMaxK,
                     " (int32 sums stay exact up to there)");
     return k;
   }

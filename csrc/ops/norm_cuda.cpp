@@ -49,21 +49,11 @@ Outputs norm(const char* op, cuda::NormKind kind, const Tensor& x,
     p.ld_residual = residual_rows->ld_bytes / size;
   }
 
-  const std::vector<int64_t> none{0}, lead(shape.begin(), shape.end() - 1);
-  Tensor sum = call.empty(residual ? shape : none, x.scalar_type());
-  Tensor y = call.empty(emit_fp ? shape : none, x.scalar_type());
-  Tensor q = call.empty(emit_rows ? shape : none, ScalarType::Char);
-  Tensor scale = call.empty(emit_rows ? lead : none, ScalarType::Float);
-  Tensor offset = call.empty(emit_rows ? lead : none, ScalarType::Float);
+  Tensor sum = call.empty(residual ? shape : std::vector<int64_t>{0}, x.scalar_type());
   if (residual) p.sum = sum.mutable_data_ptr();
-  if (emit_fp) p.y = y.mutable_data_ptr();
-  if (emit_rows) {
-    p.q = static_cast<int8_t*>(q.mutable_data_ptr());
-    p.scale = static_cast<float*>(scale.mutable_data_ptr());
-    p.offset = static_cast<float*>(offset.mutable_data_ptr());
-  }
+  const RowOutputs out(call, x, emit_fp, emit_rows, &p);
   call.check(cuda::launch_norm(p, call.stream()));
-  return {sum, y, q, scale, offset};
+  return {sum, out.y, out.q, out.scale, out.offset};
 }
 
 Outputs layer_norm(const Tensor& x, const std::optional<Tensor>& weight,

@@ -101,6 +101,11 @@ struct Rows {
   }
 };
 
+// The arguments of one weight, by the names that they go by in messages.
+struct WeightNames {
+  const char *packed, *scale, *bias;
+};
+
 // The shape of x with n in place of its last size.
 inline std::vector<int64_t> output_shape(const Tensor& x, int64_t n) {
   const auto sizes = x.sizes();
