@@ -41,6 +41,7 @@ inline int64_t seen_units(const Attention& p, const Buffers& b, int64_t first) {
           }
         }
         units = std::max(units, seen);
+        if (units == kPanel / kUnit) break;
       }
       b.units[g * kPanels + panel] = uint8_t(units);
       if (units > 0) keys = std::max(keys, panel * kPanel + units * kUnit);

@@ -21,13 +21,28 @@ inline void each_unit(const uint8_t* units, Body&& body) {
   }
 }
 
+// Up to which key of a block from `first` on, a multiple of a unit, a row sees all: as far as that
+// is quick to say. Most masks hide the padding at the end of a few sequences, if anything.
+inline int64_t all_seen(const Attention& p, const Row& row, int64_t first) {
+  if (p.mask_kind == MaskKind::additive || row.begin > first) return 0;
+  int64_t seen = std::min(row.end - first, kKeyBlock);
+  if (p.mask_kind == MaskKind::boolean && seen > 0) {
+    const char* mask = row.mask + (p.mask_per_key ? first : 0);
+    const void* hidden = std::memchr(mask, 0, size_t(p.mask_per_key ? seen : 1));
+    if (hidden != nullptr) seen = static_cast<const char*>(hidden) - mask;
+  }
+  return seen < 0 ? 0 : seen / kUnit * kUnit;
+}
+
 // Adds the mask and hides what is not visible: key `first` of all is element 0 of s.
 template <class T>
 void mask_row(const Attention& p, const Row& row, int64_t first, const uint8_t* units, float* s) {
   using F = typename T::F;
   const F hidden = T::set1(kHidden), zero = T::set1(0.0f), least = T::set1(kLeast);
   const int64_t element = mask_element_size(p), step = p.mask_per_key ? element : 0;
+  const int64_t done = all_seen(p, row, first);
   each_unit(units, [&](int64_t unit) {
+    if (unit < done) return;
 #pragma GCC unroll 4
     for (int64_t j = unit; j < unit + kUnit; j += T::width) {
       const int64_t key = first + j;
