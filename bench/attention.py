@@ -6,7 +6,7 @@ python bench/attention.py --cases "512 x 64" --threads 1 --seconds 5 --csv atten
 q, k and v are views of one packed projection, in float32 and in bfloat16 (cast beforehand,
 untimed). The speed-up is that over the faster of torch's two. The share is of the peak of the
 threads, measured in the same turns by a loop on one of them: of the fused multiply-add of float32,
-or of the dot product of bfloat16 where the instruction set in use has it. Operations are
+or of the product of bfloat16 where the instruction set in use has one. Operations are
 4 B Hq Tq Tk D, half of it where causal, and those of visible keys alone under a padding mask. Every
 answer is compared with float64 first.
 """
@@ -34,7 +34,7 @@ MUST, AIM = 1.5, 2.5
 # Relative to float64.
 ERROR_LIMIT = {"fastinfer": 1e-6, "fastinfer bf16": 2e-2, "torch fp32": 1e-6, "torch bf16": 2e-2}
 FLOAT_ISAS = ("generic", "avx2", "avxvnni")  # without AVX-512
-PAIR_ISAS = ("avx512bf16", "amx")  # with a dot product of bfloat16
+PAIR_LOOPS = {"avx512bf16": "avx512_bf16", "amx": "amx_bf16"}  # with a product of bfloat16
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def candidates(case: Case) -> tuple[Tensor, dict[str, Callable[[], Tensor]]]:
 def peak_loops(isa: str) -> list[tuple[str, str]]:
     """What a peak is called here, and the loop that measures it."""
     loops = [("peak", "avx2_fma" if isa in FLOAT_ISAS else "avx512_fma")]
-    return loops + ([("peak bf16", "avx512_bf16")] if isa in PAIR_ISAS else [])
+    return loops + ([("peak bf16", PAIR_LOOPS[isa])] if isa in PAIR_LOOPS else [])
 
 
 def measure(case: Case, threads: int, seconds: float) -> list[Record]:

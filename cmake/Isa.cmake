@@ -10,7 +10,7 @@ set(FASTINFER_ISA_TABLE
   "avx512vnni|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
   "avx512bitalg|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mavx512bitalg -mavx512vpopcntdq -mpopcnt -mprefer-vector-width=512"
   "avx512bf16|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mprefer-vector-width=512"
-  "amx|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mamx-tile -mamx-int8 -mprefer-vector-width=512"
+  "amx|x86|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16 -mprefer-vector-width=512"
   "neon|arm|-march=armv8-a"
   "neondot|arm|-march=armv8.2-a+dotprod"
   "neoni8mm|arm|-march=armv8.6-a+i8mm"
@@ -24,6 +24,16 @@ else()
   set(FASTINFER_ARCH none)
 endif()
 
+# Sets `out` to the compiler flags of `isa`.
+function(fastinfer_isa_flags isa out)
+  foreach(row IN LISTS FASTINFER_ISA_TABLE)
+    if(row MATCHES "^${isa}\\|[^|]*\\|(.*)$")
+      separate_arguments(flags UNIX_COMMAND "${CMAKE_MATCH_1}")
+      set(${out} ${flags} PARENT_SCOPE)
+    endif()
+  endforeach()
+endfunction()
+
 # Adds to `target` the ISA files of one kernel family that this architecture can compile.
 function(fastinfer_add_isa_sources target family)
   # A new file comes with a new row: look for files again when the rows change.
@@ -33,8 +43,7 @@ function(fastinfer_add_isa_sources target family)
     string(REPLACE "|" ";" fields "${row}")
     list(GET fields 0 isa)
     list(GET fields 1 arch)
-    list(GET fields 2 flags)
-    separate_arguments(flags)
+    fastinfer_isa_flags(${isa} flags)
     set(source "${PROJECT_SOURCE_DIR}/csrc/cpu/${family}/${arch}_${isa}.cpp")
     if(arch STREQUAL FASTINFER_ARCH AND EXISTS "${source}")
       target_sources(${target} PRIVATE "${source}")

@@ -60,15 +60,16 @@ bool amx_permitted() {
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 
-// Four accumulators from two A and two B tiles, as a matmul holds them.
-__attribute__((target("amx-tile,amx-int8"))) void amx_loop(int64_t n) {
+// Four accumulators from two A and two B tiles, as a matmul holds them, of int8 or of bfloat16.
+template <bool kBf16>
+__attribute__((target("amx-tile,amx-int8,amx-bf16"))) void amx_loop(int64_t n) {
   TileConfig config;
   for (int t = 0; t < 8; ++t) {
     config.row_bytes[t] = 64;
     config.rows[t] = 16;
   }
   alignas(64) int8_t data[1024];
-  for (int i = 0; i < 1024; ++i) data[i] = int8_t(i * 37 % 255 - 127);
+  for (int i = 0; i < 1024; ++i) data[i] = kBf16 ? 0x3f : int8_t(i * 37 % 255 - 127);
   asm volatile("" : "+m"(config), "+m"(data));
   _tile_loadconfig(&config);
   _tile_zero(0);
@@ -80,10 +81,17 @@ __attribute__((target("amx-tile,amx-int8"))) void amx_loop(int64_t n) {
   _tile_loadd(6, data, 64);
   _tile_loadd(7, data, 64);
   for (int64_t i = 0; i < n; ++i) {
-    _tile_dpbssd(0, 4, 6);
-    _tile_dpbssd(1, 4, 7);
-    _tile_dpbssd(2, 5, 6);
-    _tile_dpbssd(3, 5, 7);
+    if constexpr (kBf16) {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    } else {
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(1, 4, 7);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+    }
   }
   _tile_release();
 }
@@ -166,8 +174,8 @@ Copy widest_copy() {
 extern "C" {
 
 // Runs `rounds` rounds of a loop on one core; the operations it did (a multiply-add is two), or 0
-// for an unknown name or an instruction that is missing. Names: "amx_int8", "avx512_vnni",
-// "avx512_bf16", "avx512_fma", "avx2_fma", "avx2_madd".
+// for an unknown name or an instruction that is missing. Names: "amx_int8", "amx_bf16",
+// "avx512_vnni", "avx512_bf16", "avx512_fma", "avx2_fma", "avx2_madd".
 double fastinfer_run_loop(const char* name, int64_t rounds) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -177,7 +185,8 @@ double fastinfer_run_loop(const char* name, int64_t rounds) {
     void (*loop)(int64_t);
     double operations;
   } loops[] = {
-      {"amx_int8", amx_permitted(), amx_loop, 4 * 2.0 * 16 * 16 * 64},
+      {"amx_int8", amx_permitted(), amx_loop<false>, 4 * 2.0 * 16 * 16 * 64},
+      {"amx_bf16", amx_permitted(), amx_loop<true>, 4 * 2.0 * 16 * 16 * 32},
       {"avx512_vnni", bool(__builtin_cpu_supports("avx512vnni")), vnni_loop, 12 * 2.0 * 64},
       {"avx512_bf16", bool(__builtin_cpu_supports("avx512bf16")), bf16_loop, 12 * 2.0 * 32},
       {"avx512_fma", bool(__builtin_cpu_supports("avx512f")), fma512_loop, 12 * 2.0 * 16},

@@ -16,7 +16,7 @@
 namespace fastinfer::cpu {
 
 #if defined(__x86_64__)
-// In gemm_s8s8s32/x86_amx.cpp: multiplies one tile and compares. Call only with AMX permitted.
+// In gemm_s8s8s32/x86_amx.cpp: multiplies tiles and compares. Call only with AMX permitted.
 bool amx_self_test();
 #endif
 
@@ -54,11 +54,14 @@ uint64_t xcr0() {
 }
 
 // AMX is asked for, not assumed: CPUID bits, palette 1 of the shape the kernels use, the state
-// enabled in XCR0, then the kernel's permission, then one multiplication that must be right.
-// (Intel SDM vol. 1 chapter 18; Linux Documentation/arch/x86/xstate.rst.)
+// enabled in XCR0, then the kernel's permission, then a multiplication each of int8 and of bfloat16
+// that must be right. Every CPU with one has the other; where a hypervisor hides one, no AMX row
+// runs. (Intel SDM vol. 1 chapter 18; Linux Documentation/arch/x86/xstate.rst.)
 const char* probe_amx(uint64_t xcr) {
   const Cpuid leaf7(7, 0);
-  if (!bit(leaf7.d, 24) || !bit(leaf7.d, 25)) return "the CPU lacks AMX-TILE or AMX-INT8";
+  if (!bit(leaf7.d, 22) || !bit(leaf7.d, 24) || !bit(leaf7.d, 25)) {
+    return "the CPU lacks AMX-TILE, AMX-INT8 or AMX-BF16";
+  }
   if ((xcr >> 17 & 3) != 3) return "the operating system has not enabled the AMX tile state";
   if (Cpuid(0x1d, 0).a < 1) return "the CPU (or its hypervisor) reports no AMX palette";
   const Cpuid palette(0x1d, 1);
@@ -94,10 +97,9 @@ Probe probe() {
         avx2 && avx512 && bitalg
             ? nullptr
             : "the CPU or the operating system lacks AVX-512 VNNI, VBMI, BITALG or VPOPCNTDQ");
-  p.set(Isa::avx512bf16, avx2 && avx512 && bit(leaf7_1.a, 5)
-                             ? nullptr
-                             : "the CPU lacks AVX512-BF16 or AVX-512 VNNI");
-  p.set(Isa::amx, avx2 && avx512 ? probe_amx(xcr) : "AMX rows need AVX-512 VNNI too");
+  const bool bf16 = avx2 && avx512 && bit(leaf7_1.a, 5);
+  p.set(Isa::avx512bf16, bf16 ? nullptr : "the CPU lacks AVX512-BF16 or AVX-512 VNNI");
+  p.set(Isa::amx, bf16 ? probe_amx(xcr) : "AMX rows need AVX512-BF16 and AVX-512 VNNI too");
   p.set(Isa::neondot, "an Arm instruction set");
   p.set(Isa::neoni8mm, "an Arm instruction set");
   return p;

@@ -64,6 +64,7 @@ class Random {
   uint64_t state_;
 };
 
+void test_amx();
 void test_arch();
 void test_buffer_pool();
 void test_vec();

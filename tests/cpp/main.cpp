@@ -2,8 +2,9 @@
 //   isa <name> in use                          the best instruction set that selection may take
 //   isa <name> supported | not supported: why
 //   row <kernel> <isa> ran | skipped: why
+//   row <kernel> <isa> emulated | not emulated: why
 // An argument runs one part: arch, vec, norm, gemm, quantize, pack, linear, forms, attention, pool,
-// rope, act_mul, sparse, weight_only, cutlass.
+// rope, act_mul, sparse, weight_only, cutlass, amx.
 #include <cstdio>
 #include <cstring>
 
@@ -34,7 +35,7 @@ int main(int argc, char** argv) {
                {"attention", test::test_attention}, {"pool", test::test_buffer_pool},
                {"rope", test::test_rope},           {"act_mul", test::test_act_mul},
                {"sparse", test::test_sparse},       {"weight_only", test::test_gemm_f32s8f32},
-               {"cutlass", test::test_cutlass}};
+               {"cutlass", test::test_cutlass},     {"amx", test::test_amx}};
   bool found = argc < 2;
   for (const auto& part : parts) {
     if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;
@@ -45,7 +46,7 @@ int main(int argc, char** argv) {
     std::fprintf(
         stderr,
         "part: got \"%s\", want arch, vec, norm, gemm, quantize, pack, linear, forms, attention, "
-        "pool, rope, act_mul, sparse, weight_only or cutlass\n",
+        "pool, rope, act_mul, sparse, weight_only, cutlass or amx\n",
         argv[1]);
     return 2;
   }

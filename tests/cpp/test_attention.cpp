@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "cpu/attention/attention.h"
+#include "emulated_amx.h"
 #include "guard.h"
 #include "reference.h"
 
@@ -19,6 +20,9 @@ namespace {
 
 // Where the keys that may be seen end and what the mask looks like.
 enum class Mask { none, padding, per_head, additive, one_column };
+
+// Where NaN and Inf are: in a few keys and values and a row of q, or in a few values alone.
+enum class Poison { none, everywhere, values };
 
 struct Case {
   DType dtype;
@@ -60,7 +64,7 @@ struct Inputs {
   static bool boolean(const Case& c) { return c.mask == Mask::padding || c.mask == Mask::per_head; }
   static int64_t mask_size(const Case& c) { return boolean(c) ? 1 : size_of(c.dtype); }
 
-  explicit Inputs(const Case& c_, bool poison = false)
+  explicit Inputs(const Case& c_, Poison poison = Poison::none)
       : c(c_),
         q(c.batch * c.tq * c.heads * c.d * size_of(c.dtype), c.side),
         k(c.batch * c.tk * c.kv_heads * c.d * size_of(c.dtype), c.side),
@@ -71,16 +75,19 @@ struct Inputs {
       const auto values = random_elements(random, t->bytes() / size_of(c.dtype), c.dtype);
       if (!values.empty()) std::memcpy(t->as<uint8_t>(), values.data(), values.size());
     }
-    if (poison) {  // NaN and Inf in a few keys and values, a row of NaN in q
+    if (poison != Poison::none) {
       const int64_t size = size_of(c.dtype), step = c.kv_heads * c.d;
       for (int64_t j = 0; j < c.tk; j += 5) {
-        uint8_t* at = (j % 2 ? k : v).as<uint8_t>() + (j * step + j % step) * size;
+        const Guarded& t = poison == Poison::everywhere && j % 2 ? k : v;
+        uint8_t* at = t.as<uint8_t>() + (j * step + j % step) * size;
         if (j % 3) {
           set_element(at, c.dtype, 0x7fc00000u, 0x7fc0, 0x7e00);
         } else {
           set_element(at, c.dtype, 0x7f800000u, 0x7f80, 0x7c00);
         }
       }
+    }
+    if (poison == Poison::everywhere) {
       set_element(q.as<uint8_t>(), c.dtype, 0x7fc00000u, 0x7fc0, 0x7e00);
     }
     fill_mask(random);
@@ -153,7 +160,7 @@ struct Inputs {
       for (int64_t h = 0; h < c.kv_heads; ++h) {
         for (int64_t r = 0; r < count; r += rows) {
           const int64_t end = std::min(count, r + rows);
-          const Guarded scratch(attention_scratch_bytes(all, end - r), Side::end);
+          const Guarded scratch(attention_scratch_bytes(all, end - r), Side::end, 0xff);  // NaN
           kernel.run(all, {b, h, r, end, scratch.as<void>()});
         }
       }
@@ -181,12 +188,12 @@ bool sees(const Inputs& in, int64_t b, int64_t h, int64_t i, int64_t j, double* 
   return *add != -INFINITY;
 }
 
-// The result in double within this bound. With u = 2^-24: a score carries d + 1 roundings of
-// sum |qs k| and one of the mask; exp one of its argument and 2 u of its own, or 4 over two blocks
-// (the factor a); sums of n probabilities n roundings, once in l and once in o, each relative to
-// a sum of terms of one sign; the reciprocal, its product and the output
-// one each. In pairs, a score has d + 2, an argument 3 and exp 50 (its polynomial), and
-// probabilities round to bfloat16, in the sum as well.
+// The result, as far as it is finite in double, within this bound. With u = 2^-24: a score carries
+// d + 1 roundings of sum |qs k| and one of the mask; exp one of its argument and 2 u of its own, or
+// 4 over two blocks (the factor a); sums of n probabilities n roundings, once in l and once in o,
+// each relative to a sum of terms of one sign; the reciprocal, its product and the output one each.
+// In pairs, a score has d + 2, an argument 3 and exp 50 (its polynomial), and probabilities round
+// to bfloat16, in the sum as well.
 void check_against_double(const Inputs& in, const std::vector<uint8_t>& out, bool pairs) {
   const Case& c = in.c;
   const double unit = 0x1p-24;
@@ -245,6 +252,7 @@ void check_against_double(const Inputs& in, const std::vector<uint8_t>& out, boo
             close = close && got == 0 && !std::signbit(got);
             continue;
           }
+          if (!std::isfinite(want)) continue;
           const double bound = relative * size * 1.01 + out_unit * std::fabs(want) * 1.01 +
                                (c.dtype == DType::f16 ? 0x1p-25 : 1e-37);
           close = close && std::fabs(got - want) <= bound;
@@ -271,7 +279,7 @@ void check_case(const AttentionKernel& generic, const AttentionKernel& kernel, c
   const Inputs in(c);
   const int64_t all = std::max<int64_t>(1, c.tq * (c.heads / c.kv_heads));
   const bool pairs = kernel.pairs && c.dtype == DType::bf16;
-  const Inputs poisoned(c, true);
+  const Inputs poisoned(c, Poison::everywhere);
   const auto nan = poisoned.run(generic, all),
              got = poisoned.run(kernel, std::min<int64_t>(all, 20));
   const int64_t count = int64_t(nan.size()) / size_of(c.dtype);
@@ -282,6 +290,11 @@ void check_case(const AttentionKernel& generic, const AttentionKernel& kernel, c
     const auto again = poisoned.run(kernel, all);
     CHECK(same_elements(got.data(), again.data(), count, c.dtype));
     check_poison(got, nan, c.dtype);
+    check_against_double(poisoned, got, true);
+    const Inputs values(c, Poison::values);
+    const auto with_values = values.run(kernel, 7);
+    check_poison(with_values, values.run(generic, all), c.dtype);
+    check_against_double(values, with_values, true);
     return;
   }
   const auto want = in.run(generic, all);
@@ -321,6 +334,45 @@ std::vector<Case> cases() {
   all.push_back({DType::f32, 1, 1, 1, 9, 1025, 3, false, 0, Mask::none, Side::end});
   all.push_back({DType::f32, 1, 1, 1, 70, 20, 4, true, 5, Mask::none, Side::end});  // rows see none
   return all;
+}
+
+// Around the tiles of 16 rows, 16 keys and 32 elements, and a block of keys.
+std::vector<Case> cases_of_tiles() {
+  std::vector<Case> all;
+  int turn = 0;
+  for (int64_t tq : {8, 15, 16, 17, 31, 32, 33, 49, 65}) {
+    for (int64_t tk : {31, 32, 33, 64, 97, 256, 289}) {
+      const int64_t d = std::vector<int64_t>{33, 64, 31, 96, 160}[size_t(turn) % 5];
+      const Mask mask = Mask(turn / 3 % 5);
+      const bool causal = turn % 4 == 1;
+      all.push_back({DType::bf16, 1, turn % 3 == 0 ? 2 : 1, 1, tq, tk, d, causal,
+                     causal && turn % 8 == 1 ? 21 : 0, mask,
+                     turn % 2 == 0 ? Side::end : Side::begin});
+      ++turn;
+    }
+  }
+  return all;
+}
+
+// The row amx over the emulator, where the rest of it can run.
+void test_emulated(const AttentionKernel* kernels, int count) {
+#ifdef FASTINFER_EMULATE_AMX
+  AttentionKernel kernel = kernels[count - 1];
+  if (!amx_emulated(kernel.name)) return;
+  kernel.run = attention_amx_emulated;
+  group(std::string(kernel.name) + ", emulated", [&] {
+    for (Case c : cases()) {
+      check_case(kernels[0], kernel, c);
+      if (c.dtype == DType::bf16) continue;
+      c.dtype = DType::bf16;
+      check_case(kernels[0], kernel, c);
+    }
+    for (const Case& c : cases_of_tiles()) check_case(kernels[0], kernel, c);
+  });
+  std::printf("row %s amx emulated\n", kernel.name);
+#else
+  (void)kernels, (void)count;
+#endif
 }
 
 void serial(int64_t count, void (*task)(void*, int64_t), void* context) {
@@ -389,6 +441,7 @@ void test_attention() {
     });
     std::printf("row %s %s ran\n", kernel.name, isa_name(kernel.isa));
   }
+  test_emulated(kernels, count);
   group("attention: same bits for every thread count", [] {
     check_driver({DType::f32, 2, 3, 3, 70, 66, 16, true, 0, Mask::padding, Side::end});
     check_driver({DType::bf16, 1, 6, 2, 220, 40, 20, true, 0, Mask::none, Side::end});

@@ -7,6 +7,7 @@
 #include "check.h"
 #include "cpu/gemm_s8s8s32/gemm_s8s8s32.h"
 #include "cpu/gemm_s8s8s32/pack.h"
+#include "emulated_amx.h"
 #include "guard.h"
 #include "reference.h"
 
@@ -364,6 +365,34 @@ void check_special_values(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kern
   }
 }
 
+void check_kernel(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& generic) {
+  for (int64_t m : around(kernel.mr)) {
+    for (int64_t n : around(kernel.nr)) {
+      for (int64_t k : {0, 1, 63, 64, 65, 131}) check_shape(kernel, generic, m, n, k);
+    }
+  }
+  results().context = std::string(kernel.name) + ", a part";
+  check_extremes(kernel);
+  check_outliers(kernel);
+  check_row_range(kernel);
+  check_column_range(kernel);
+  check_misaligned(kernel);
+  check_special_values(kernel, generic);
+}
+
+// The row amx over the emulator, where the rest of it can run.
+void test_emulated(const GemmS8S8S32Kernel* kernels, int count) {
+#ifdef FASTINFER_EMULATE_AMX
+  GemmS8S8S32Kernel kernel = kernels[count - 1];
+  if (!amx_emulated(kernel.name)) return;
+  kernel.run = gemm_amx_emulated;
+  group(std::string(kernel.name) + ", emulated", [&] { check_kernel(kernel, kernels[0]); });
+  std::printf("row %s amx emulated\n", kernel.name);
+#else
+  (void)kernels, (void)count;
+#endif
+}
+
 }  // namespace
 
 void test_gemm_s8s8s32() {
@@ -376,22 +405,10 @@ void test_gemm_s8s8s32() {
                   isa_supported(kernel.isa) ? "above the cap" : isa_reason(kernel.isa));
       continue;
     }
-    group(kernel.name, [&] {
-      for (int64_t m : around(kernel.mr)) {
-        for (int64_t n : around(kernel.nr)) {
-          for (int64_t k : {0, 1, 63, 64, 65, 131}) check_shape(kernel, kernels[0], m, n, k);
-        }
-      }
-      results().context = std::string(kernel.name) + ", a part";
-      check_extremes(kernel);
-      check_outliers(kernel);
-      check_row_range(kernel);
-      check_column_range(kernel);
-      check_misaligned(kernel);
-      check_special_values(kernel, kernels[0]);
-    });
+    group(kernel.name, [&] { check_kernel(kernel, kernels[0]); });
     std::printf("row %s %s ran\n", kernel.name, isa_name(kernel.isa));
   }
+  test_emulated(kernels, count);
 }
 
 }  // namespace fastinfer::test

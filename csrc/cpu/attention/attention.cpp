@@ -44,7 +44,7 @@ void work(void* context, int64_t) {
 }  // namespace
 
 int64_t attention_scratch_bytes(const Attention& p, int64_t rows) {
-  return buffers_of(p, rows, nullptr).bytes;
+  return buffers_of(p, rows, nullptr, kUnit).bytes;
 }
 
 bool attention(const Attention& p, int threads, ParallelFor parallel_for) {

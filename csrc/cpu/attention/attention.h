@@ -44,7 +44,15 @@
 // The bits are the same for every task size, batch split and thread count; kernels that do not work
 // in pairs give other bits.
 //
-// In either way: a row that sees no key is 0. What a hidden key holds in k and v does not matter,
+// In tiles of bfloat16: a kernel of pairs that multiplies whole tiles has the sums of s and o in
+// another order, and so bits of its own, within the same bound. dot32 over 32 elements of d, or 32
+// keys, takes the place of dot2, with zeros after the last:
+//
+//   dot32(c, a, b) = c + (e + f)    e, f: chains of fused multiply-adds from 0 over the even and
+//   the
+//                                   odd elements, ascending; subnormal numbers count as zero
+//
+// In every way: a row that sees no key is 0. What a hidden key holds in k and v does not matter,
 // NaN included. A NaN or Inf in q, k or v that is visible spreads as the formula says: a NaN score
 // makes its row NaN, a NaN in v[j,d] makes column d of the rows that see j NaN. Adding 0 hides the
 // sign of an o of zero, which depends on what was skipped.
@@ -100,7 +108,7 @@ using AttentionFn = void (*)(const Attention&, const AttentionTask&);
 struct AttentionKernel {
   const char* name;
   Isa isa;     // the least ISA that may run it
-  bool pairs;  // whether bfloat16 inputs go by the formula in pairs
+  bool pairs;  // whether bfloat16 inputs go by the formula in pairs or in tiles
   AttentionFn run;
 };
 

@@ -14,8 +14,9 @@ namespace {
 constexpr int64_t kUnit = 16;   // keys, or elements of a head, that go together
 constexpr int64_t kPanel = 64;  // keys of a packed panel
 constexpr int64_t kPanels = kKeyBlock / kPanel;
-constexpr int64_t kGroup = 6;        // rows of a register tile, at most
-constexpr int64_t kBlockGroups = 8;  // groups of a block of rows, whose scores are in scratch
+constexpr int64_t kTileRows = 6;    // of a register tile, at most
+constexpr int64_t kAmxRows = 16;    // of an AMX tile
+constexpr int64_t kBlockRows = 48;  // whose scores are in scratch together, at most
 constexpr int64_t kScoreStride = kKeyBlock + kUnit;  // not a power of two: spreads over cache sets
 
 constexpr int64_t kRowsAhead = 32;  // rows of q, k, v and out are asked for before their turn
@@ -72,7 +73,7 @@ inline bool mask_shows(const Attention& p, const char* mask, int64_t begin, int6
   return shows(uint16_t(p.mask_dtype == DType::bf16 ? 0xff80 : 0xfc00));
 }
 
-// The scratch of a task. head_pad is head_dim rounded up to a unit.
+// The scratch of a task. head_pad is head_dim rounded up to a unit, or to the two that go together.
 //   q[row][head_pad]                 scaled and widened, zero-padded
 //   o[row][head_pad], l[row][16], m[row]
 //   k[panel][d][64]                  of one block of keys: lane j % 64
@@ -83,15 +84,17 @@ inline bool mask_shows(const Attention& p, const char* mask, int64_t begin, int6
 //                                    first on
 // In pairs of bfloat16, q is not scaled, and a lane of q, k, v and p holds two elements: d and d +
 // 1, or keys j and j + 1. So there are half as many along d or j, at the begin of the same buffers.
+// There is room for what any kernel puts here: AMX tiles read and write rows up to a multiple
+// of 16.
 struct Buffers {
   float *q, *o, *l, *m, *k, *v, *s;
   Row* rows;
   int64_t* begin;
   uint8_t* units;
-  int64_t groups, head_pad, bytes;
+  int64_t head_pad, bytes;
 };
 
-inline Buffers buffers_of(const Attention& p, int64_t rows, void* scratch) {
+inline Buffers buffers_of(const Attention& p, int64_t rows, void* scratch, int64_t head_unit) {
   Buffers b{};
   char* const base = static_cast<char*>(scratch);
   int64_t used = 0;
@@ -100,19 +103,21 @@ inline Buffers buffers_of(const Attention& p, int64_t rows, void* scratch) {
     if (base != nullptr) pointer = reinterpret_cast<T*>(base + used);
     used += round_up_to(count * int64_t(sizeof(T)), 64);
   };
-  b.head_pad = round_up_to(p.head_dim, kUnit);
-  b.groups = (rows + kGroup - 1) / kGroup;
+  b.head_pad = round_up_to(p.head_dim, head_unit);
+  const int64_t groups = (rows + kTileRows - 1) / kTileRows;  // no group is smaller
+  const int64_t rows_pad = round_up_to(rows, kAmxRows);
+  const int64_t head_most = round_up_to(p.head_dim, 2 * kUnit);
   const int64_t keys = round_up_to(std::min(p.tk, kKeyBlock), kPanel);
-  take(b.q, rows * b.head_pad);
-  take(b.o, rows * b.head_pad);
+  take(b.q, rows_pad * head_most);
+  take(b.o, rows_pad * head_most);
   take(b.l, rows * 16);
   take(b.m, rows);
-  take(b.k, keys * b.head_pad);
-  take(b.v, keys * b.head_pad);
-  take(b.s, std::min(rows, kGroup * kBlockGroups) * kScoreStride);
+  take(b.k, keys * head_most);
+  take(b.v, keys * head_most);
+  take(b.s, std::min(rows_pad, kBlockRows) * kScoreStride);
   take(b.rows, rows);
-  take(b.begin, b.groups + 1);
-  take(b.units, b.groups * kPanels);
+  take(b.begin, groups + 1);
+  take(b.units, groups * kPanels);
   b.bytes = used;
   return b;
 }

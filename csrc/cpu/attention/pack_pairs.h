@@ -23,15 +23,15 @@ void pack_q_pairs(const Attention& p, const AttentionTask& t, const Buffers& b, 
   }
 }
 
-// Keys [first, first + n), in pairs of d. Lanes past n, up to a multiple of a unit, are zero.
+// Keys [first, first + n), in pairs of d, and zeros up to `keys`, a multiple of a unit.
 template <class T>
 void pack_k_pairs(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t first,
-                  int64_t n) {
+                  int64_t n, int64_t keys) {
   constexpr int kW = T::width;
   const int64_t step = p.k_stride.row, pairs = b.head_pad / 2;
   const char* k = static_cast<const char*>(p.k) + t.batch * p.k_stride.batch +
                   t.kv_head * p.k_stride.head + first * step;
-  for (int64_t j = 0; j < round_up_to(n, kUnit); j += kW) {
+  for (int64_t j = 0; j < keys; j += kW) {
     float* to = b.k + j / kPanel * kPanel * pairs + j % kPanel;
     for (int64_t d = 0; d < p.head_dim; d += 2 * kW) {
       const int wide = int(std::min<int64_t>(2 * kW, p.head_dim - d));
@@ -50,8 +50,7 @@ void pack_k_pairs(const Attention& p, const AttentionTask& t, const Buffers& b, 
   }
 }
 
-// Keys [first, first + n) in pairs, and zeros up to a multiple of a unit. Returns whether all are
-// finite.
+// Keys [first, first + n) in pairs, and zeros up to `keys`. Returns whether all are finite.
 template <class T>
 bool pack_v_pairs(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t first,
                   int64_t n, int64_t keys) {
@@ -63,7 +62,7 @@ bool pack_v_pairs(const Attention& p, const AttentionTask& t, const Buffers& b, 
     const int64_t begin = chunk_begin(b.head_pad, chunks, c) * kUnit;
     const int64_t end = chunk_begin(b.head_pad, chunks, c + 1) * kUnit;
     float* to = b.v + begin * keys / 2;
-    for (int64_t j = 0; j < round_up_to(n, kUnit); j += 2) {
+    for (int64_t j = 0; j < keys; j += 2) {
       const char* row = v + j * step;
       for (int64_t d = begin; d < end; d += T::width, to += T::width) {
         const int wide = int(std::clamp<int64_t>(p.head_dim - d, 0, T::width));

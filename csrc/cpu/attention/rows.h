@@ -1,8 +1,14 @@
 // The loops of an attention task: blocks of keys, blocks of rows, panels, groups.
 //
 // For a block of keys, k is transposed into panels of 64 keys and v copied into chunks of 64
-// elements, so that the tile streams both from L1. For a block of 48 rows: scores of every panel,
-// softmax, then sums; the scores (48 x 256 floats) stay in L2, a panel in L1 for all 8 groups.
+// elements, so that the tile streams both from L1. Then the groups of rows go over it: scores,
+// softmax, sums. How they multiply is said by a `Blocks`, RegisterBlocks or another with
+//   kGroup                            rows of a group, at most
+//   kBlockGroups                      groups of a block, whose scores are in scratch together
+//   kUnits                            units of keys, and of elements of d, that go together
+//   group_begin(rows, groups, g)      the first row of group g
+//   run(p, b, g_begin, g_end, first, keys_pad, finite)
+//                                     groups [g_begin, g_end) over the block of keys from `first`
 #pragma once
 
 #include "cpu/attention/pack_pairs.h"
@@ -17,14 +23,16 @@ inline int64_t units_of(int64_t panel_begin, int64_t low, int64_t high) {
   return low < high ? (high - panel_begin + kUnit - 1) / kUnit : 0;
 }
 
-// Fills units[g][panel] for the block of keys from `first`; returns how many keys of it are seen.
-inline int64_t seen_units(const Attention& p, const Buffers& b, int64_t first) {
+// Fills units[g][panel] for the block of keys from `first`, in multiples of kUnits; returns how
+// many keys of it are seen.
+template <int64_t kUnits>
+int64_t seen_units(const Attention& p, const Buffers& b, int64_t groups, int64_t first) {
   int64_t keys = 0;
   for (int64_t panel = 0; panel < kPanels; ++panel) {
     const int64_t begin = first + panel * kPanel;
     const char* mask = nullptr;  // the row of the mask that was looked at last, and where
     int64_t low = 0, high = 0, seen = 0;
-    for (int64_t g = 0; g < b.groups; ++g) {
+    for (int64_t g = 0; g < groups; ++g) {
       const Row *row = b.rows + b.begin[g], *last = b.rows + b.begin[g + 1] - 1;
       int64_t units = 0;
       if (p.mask_kind == MaskKind::none) {  // begin and end grow with the row
@@ -43,6 +51,7 @@ inline int64_t seen_units(const Attention& p, const Buffers& b, int64_t first) {
         units = std::max(units, seen);
         if (units == kPanel / kUnit) break;
       }
+      units = round_up_to(units, kUnits);
       b.units[g * kPanels + panel] = uint8_t(units);
       if (units > 0) keys = std::max(keys, panel * kPanel + units * kUnit);
     }
@@ -68,7 +77,7 @@ template <class T>
 bool pack_keys(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t first,
                int64_t n, int64_t keys_pad) {
   if constexpr (T::kPairs) {
-    pack_k_pairs<T>(p, t, b, first, n);
+    pack_k_pairs<T>(p, t, b, first, n, keys_pad);
     return pack_v_pairs<T>(p, t, b, first, n, keys_pad);
   } else {
     return with_dtype(p.dtype, [&](auto type) {
@@ -78,52 +87,76 @@ bool pack_keys(const Attention& p, const AttentionTask& t, const Buffers& b, int
   }
 }
 
-template <class T>
-void block_of_rows(const Attention& p, const Buffers& b, int64_t g_begin, int64_t g_end,
-                   int64_t first, int64_t keys_pad, bool finite) {
-  const auto scores = [&](int64_t g) {
-    return b.s + (b.begin[g] - b.begin[g_begin]) * kScoreStride;
-  };
-  const auto count = [&](int64_t g) { return b.begin[g + 1] - b.begin[g]; };
-  constexpr int64_t kOfLane = T::kPairs ? 2 : 1;  // elements of d, or keys
-  const int64_t depth = (p.head_dim + kOfLane - 1) / kOfLane, depth_pad = b.head_pad / kOfLane;
-  for (int64_t panel = 0; panel < kPanels; ++panel) {
-    for (int64_t g = g_begin; g < g_end; ++g) {
-      score_panel<T>(b.q + b.begin[g] * depth_pad, depth_pad, b.k + panel * kPanel * depth_pad,
-                     depth, count(g), b.units[g * kPanels + panel], p.scale,
-                     scores(g) + panel * kPanel);
+inline bool sees_some(const Buffers& b, int64_t g) {
+  const uint8_t* units = b.units + g * kPanels;
+  return (units[0] | units[1] | units[2] | units[3]) != 0;
+}
+
+// Scores s of group g, times the scale if kScaled, become probabilities; m, l and o are brought up
+// to the block of keys from `first`.
+template <class T, bool kScaled>
+void softmax_group(const Attention& p, const Buffers& b, int64_t g, int64_t first, float* s) {
+  const uint8_t* units = b.units + g * kPanels;
+  const int64_t begin = b.begin[g], end = b.begin[g + 1];
+  float scale = p.scale;
+  if (some_hidden(p, b.rows + begin, end - begin, units, first)) {
+    for (int64_t r = begin; r < end; ++r) {
+      mask_row<T, kScaled>(p, b.rows[r], first, units, s + (r - begin) * kScoreStride);
     }
+    scale = 1.0f;
   }
-  for (int64_t g = g_begin; g < g_end; ++g) {
-    const uint8_t* units = b.units + g * kPanels;
-    const int64_t r = b.begin[g], n = count(g);
-    if (!(units[0] | units[1] | units[2] | units[3])) continue;
-    if (some_hidden(p, b.rows + r, n, units, first)) {
-      for (int64_t i = 0; i < n; ++i) {
-        mask_row<T>(p, b.rows[r + i], first, units, scores(g) + i * kScoreStride);
-      }
-    }
-    with_constant<kGroup>(n, [&](auto rows) {
-      softmax_rows<T, decltype(rows)::value>(units, scores(g), b.m + r, b.l + r * 16,
-                                             b.o + r * b.head_pad, b.head_pad);
+  for (int64_t r = begin; r < end; r += kTileRows) {
+    with_constant<kTileRows>(std::min(kTileRows, end - r), [&](auto rows) {
+      softmax_rows<T, decltype(rows)::value, kScaled>(units, scale, s + (r - begin) * kScoreStride,
+                                                      b.m + r, b.l + r * 16, b.o + r * b.head_pad,
+                                                      b.head_pad);
     });
   }
-  const int64_t chunks = chunk_count(b.head_pad);
-  for (int64_t c = 0; c < chunks; ++c) {
-    const int64_t unit = chunk_begin(b.head_pad, chunks, c);
-    const int64_t units = chunk_begin(b.head_pad, chunks, c + 1) - unit;
-    const float* v = b.v + unit * kUnit * keys_pad / kOfLane;
+}
+
+// By the register tiles of tile.h. A block is 48 rows: scores of every panel, softmax, then sums;
+// the scores (48 x 256 floats) stay in L2, a panel in L1 for all 8 groups.
+template <class T>
+struct RegisterBlocks {
+  static constexpr int64_t kGroup = kTileRows, kBlockGroups = 8, kUnits = 1;
+
+  static int64_t group_begin(int64_t rows, int64_t groups, int64_t g) { return rows * g / groups; }
+
+  static void run(const Attention& p, const Buffers& b, int64_t g_begin, int64_t g_end,
+                  int64_t first, int64_t keys_pad, bool finite) {
+    const auto scores = [&](int64_t g) {
+      return b.s + (b.begin[g] - b.begin[g_begin]) * kScoreStride;
+    };
+    const auto count = [&](int64_t g) { return b.begin[g + 1] - b.begin[g]; };
+    constexpr int64_t kOfLane = T::kPairs ? 2 : 1;  // elements of d, or keys
+    const int64_t depth = (p.head_dim + kOfLane - 1) / kOfLane, depth_pad = b.head_pad / kOfLane;
     for (int64_t panel = 0; panel < kPanels; ++panel) {
       for (int64_t g = g_begin; g < g_end; ++g) {
-        const int64_t keys = b.units[g * kPanels + panel] * kUnit / kOfLane;
-        if (keys == 0) continue;
-        value_panel<T>(scores(g) + panel * kPanel / kOfLane,
-                       v + panel * kPanel / kOfLane * units * kUnit, keys, count(g), units, finite,
-                       b.o + b.begin[g] * b.head_pad + unit * kUnit, b.head_pad);
+        score_panel<T>(b.q + b.begin[g] * depth_pad, depth_pad, b.k + panel * kPanel * depth_pad,
+                       depth, count(g), b.units[g * kPanels + panel], p.scale,
+                       scores(g) + panel * kPanel);
+      }
+    }
+    for (int64_t g = g_begin; g < g_end; ++g) {
+      if (sees_some(b, g)) softmax_group<T, true>(p, b, g, first, scores(g));
+    }
+    const int64_t chunks = chunk_count(b.head_pad);
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t unit = chunk_begin(b.head_pad, chunks, c);
+      const int64_t units = chunk_begin(b.head_pad, chunks, c + 1) - unit;
+      const float* v = b.v + unit * kUnit * keys_pad / kOfLane;
+      for (int64_t panel = 0; panel < kPanels; ++panel) {
+        for (int64_t g = g_begin; g < g_end; ++g) {
+          const int64_t keys = b.units[g * kPanels + panel] * kUnit / kOfLane;
+          if (keys == 0) continue;
+          value_panel<T>(scores(g) + panel * kPanel / kOfLane,
+                         v + panel * kPanel / kOfLane * units * kUnit, keys, count(g), units,
+                         finite, b.o + b.begin[g] * b.head_pad + unit * kUnit, b.head_pad);
+        }
       }
     }
   }
-}
+};
 
 inline char* out_at(const Attention& p, const AttentionTask& t, const Row& row) {
   return static_cast<char*>(p.out) + t.batch * p.out_stride.batch + row.head * p.out_stride.head +
@@ -145,13 +178,13 @@ void finish_row(const Attention& p, const float* o, float* l, char* out, const c
   }
 }
 
-template <class T>
+template <class T, class Blocks = RegisterBlocks<T>>
 void attention_rows(const Attention& p, const AttentionTask& t) {
   const int64_t rows = t.row_end - t.row_begin;
   if (rows <= 0) return;
-  const Buffers b = buffers_of(p, rows, t.scratch);
-  // At most kGroup rows a group, as equal as can be.
-  for (int64_t g = 0; g <= b.groups; ++g) b.begin[g] = rows * g / b.groups;
+  const Buffers b = buffers_of(p, rows, t.scratch, Blocks::kUnits * kUnit);
+  const int64_t groups = (rows + Blocks::kGroup - 1) / Blocks::kGroup;
+  for (int64_t g = 0; g <= groups; ++g) b.begin[g] = Blocks::group_begin(rows, groups, g);
   each_row(p, t, [&](int64_t r, const Row& row) {
     b.rows[r] = row;
     b.m[r] = kHidden;
@@ -165,12 +198,12 @@ void attention_rows(const Attention& p, const AttentionTask& t) {
   }
   for (int64_t first = b.rows[0].begin / kKeyBlock * kKeyBlock; first < b.rows[rows - 1].end;
        first += kKeyBlock) {
-    const int64_t keys = seen_units(p, b, first);
+    const int64_t keys = seen_units<Blocks::kUnits>(p, b, groups, first);
     if (keys == 0) continue;
-    const int64_t keys_pad = round_up_to(keys, kUnit);
+    const int64_t keys_pad = round_up_to(keys, Blocks::kUnits * kUnit);
     const bool finite = pack_keys<T>(p, t, b, first, keys, keys_pad);
-    for (int64_t g = 0; g < b.groups; g += kBlockGroups) {
-      block_of_rows<T>(p, b, g, std::min(g + kBlockGroups, b.groups), first, keys_pad, finite);
+    for (int64_t g = 0; g < groups; g += Blocks::kBlockGroups) {
+      Blocks::run(p, b, g, std::min(g + Blocks::kBlockGroups, groups), first, keys_pad, finite);
     }
   }
   with_dtype(p.dtype, [&](auto type) {

@@ -34,19 +34,21 @@ inline int64_t all_seen(const Attention& p, const Row& row, int64_t first) {
   return seen < 0 ? 0 : seen / kUnit * kUnit;
 }
 
-// Adds the mask and hides what is not visible: key `first` of all is element 0 of s.
-template <class T>
+// Adds the mask and hides what is not visible: key `first` of all is element 0 of s. Scores that
+// are not kScaled are multiplied by the scale first.
+template <class T, bool kScaled>
 void mask_row(const Attention& p, const Row& row, int64_t first, const uint8_t* units, float* s) {
   using F = typename T::F;
   const F hidden = T::set1(kHidden), zero = T::set1(0.0f), least = T::set1(kLeast);
   const int64_t element = mask_element_size(p), step = p.mask_per_key ? element : 0;
-  const int64_t done = all_seen(p, row, first);
+  const int64_t done = kScaled ? all_seen(p, row, first) : 0;
   each_unit(units, [&](int64_t unit) {
     if (unit < done) return;
 #pragma GCC unroll 4
     for (int64_t j = unit; j < unit + kUnit; j += T::width) {
       const int64_t key = first + j;
       F v = T::load(s + j);
+      if constexpr (!kScaled) v = T::mul(v, T::set1(p.scale));
       if (p.mask_kind != MaskKind::none) {
         const void* at = row.mask + key * step;
         const int n = step == 0 ? 1 : int(std::clamp<int64_t>(p.tk - key, 0, T::width));
@@ -74,11 +76,20 @@ void mask_row(const Attention& p, const Row& row, int64_t first, const uint8_t* 
   });
 }
 
-// s becomes p; m, l and o of the R rows are brought up to this block.
-template <class T, int R>
-void softmax_rows(const uint8_t* units, float* s, float* m, float* l, float* o, int64_t head_pad) {
+// s, times the scale unless it is kScaled, becomes p; m, l and o of the R rows are brought up to
+// this block.
+template <class T, int R, bool kScaled>
+void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* l, float* o,
+                  int64_t head_pad) {
   using F = typename T::F;
   constexpr int kParts = 16 / T::width;
+  const auto score = [scale](const float* at) {
+    if constexpr (kScaled) {
+      return T::load(at);
+    } else {
+      return T::mul(T::load(at), T::set1(scale));
+    }
+  };
   F most[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) most[r] = T::set1(kHidden);
@@ -86,7 +97,7 @@ void softmax_rows(const uint8_t* units, float* s, float* m, float* l, float* o, 
 #pragma GCC unroll 4
     for (int64_t j = unit; j < unit + kUnit; j += T::width) {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) most[r] = T::max(T::load(s + r * kScoreStride + j), most[r]);
+      for (int r = 0; r < R; ++r) most[r] = T::max(score(s + r * kScoreStride + j), most[r]);
     }
   });
   float u[R], a[16] = {};
@@ -108,12 +119,12 @@ void softmax_rows(const uint8_t* units, float* s, float* m, float* l, float* o, 
     each_unit(units, [&](int64_t unit) {
       if constexpr (T::kPairs) {  // half as wide: what is overwritten was read before
         uint16_t* to = reinterpret_cast<uint16_t*>(row) + unit;
-        sum[0] = T::probabilities(row + unit, shift, to, sum[0]);
+        sum[0] = T::probabilities(score(row + unit), shift, to, sum[0]);
       } else {
 #pragma GCC unroll 4
         for (int part = 0; part < kParts; ++part) {
           float* at = row + unit + part * T::width;
-          const F x = T::load(at);
+          const F x = score(at);
           const F e =
               T::select_lt(x, T::set1(kLeast), T::set1(0.0f), exp_nonpositive<T>(T::add(x, shift)));
           sum[part] = T::add(sum[part], e);

@@ -10,7 +10,7 @@
 //   interleave(a, n_a, b, n_b)        pairs of an element of a and one of b, zeros after n_a, n_b
 //   dot(a, b, sum)                    sum + a[0] b[0] + a[1] b[1] of each lane
 //   keep_nonzero(v, a)                elements of v, zero where that of a is
-//   probabilities(s, minus_u, p, sum) exp(s - u) of 16 scores to bfloat16 p, zero for s = -Inf;
+//   probabilities(x, minus_u, p, sum) exp(x - u) of 16 scores to bfloat16 p, zero for x = -Inf;
 //                                     returns sum + p, lane by lane, 8 lanes of two keys
 //
 // A tile is R rows by N units: R * N * (16 / width) sums in registers. A step takes N units of k or
@@ -115,7 +115,7 @@ inline void with_constant(int64_t n, Body&& body) {
 template <class T>
 void score_panel(const float* q, int64_t ldq, const float* k, int64_t d, int64_t rows,
                  int64_t units, float scale, float* s) {
-  with_constant<kGroup>(rows, [&](auto r) {
+  with_constant<kTileRows>(rows, [&](auto r) {
     for (int64_t u = 0; u < units; u += T::kUnits) {
       with_constant<T::kUnits>(std::min<int64_t>(units - u, T::kUnits), [&](auto n) {
         score_tile<T, decltype(r)::value, decltype(n)::value>(q, ldq, k + u * kUnit, d, scale,
@@ -130,7 +130,7 @@ template <class T>
 void value_panel(const float* p, const float* v, int64_t keys, int64_t rows, int64_t units,
                  bool finite, float* o, int64_t ldo) {
   const int64_t ldv = units * kUnit;
-  with_constant<kGroup>(rows, [&](auto r) {
+  with_constant<kTileRows>(rows, [&](auto r) {
     for (int64_t u = 0; u < units; u += T::kUnits) {
       with_constant<T::kUnits>(std::min<int64_t>(units - u, T::kUnits), [&](auto n) {
         if (finite) {

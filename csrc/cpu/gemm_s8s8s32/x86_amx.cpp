@@ -18,10 +18,10 @@
 // many rows as there are: time grows evenly with M.
 // Overflow: none, |sum| <= 128 * 128 * 131071 < 2^31. Slow: outputs that miss L2 (each line is
 // read before it is written); one row (AVX-512 VNNI reads B faster).
-#include <immintrin.h>
-
 #include <algorithm>
+#include <cstring>
 
+#include "cpu/amx.h"
 #include "cpu/gemm_s8s8s32/epilogue.h"
 #include "cpu/vec/avx512.h"
 
@@ -30,46 +30,6 @@ namespace fastinfer::cpu {
 void gemm_s8s8s32_1x16x4_generic(const GemmS8S8S32& p);
 
 namespace {
-
-template <int T>
-inline void tile_zero() {
-  __asm__ volatile("tilezero %%tmm%c0" ::"i"(T));
-}
-template <int T>
-inline void tile_load(const void* base, int64_t stride) {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(base), "r"(stride), "i"(T) : "memory");
-}
-template <int T>
-inline void tile_store(void* base, int64_t stride) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(base), "r"(stride), "i"(T) : "memory");
-}
-template <int C, int A, int B>
-inline void tile_dp() {
-  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-}
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_a_row[16] = {};
-  uint8_t rows[16] = {};
-};
-static_assert(sizeof(TileConfig) == 64, "LDTILECFG reads 64 bytes");
-
-// Tiles are configured while a Tiles object lives. Tile t has rows[t] rows of 64 bytes.
-class Tiles {
- public:
-  ~Tiles() { _tile_release(); }
-  void configure(const int (&rows)[8]) {
-    TileConfig config;
-    for (int t = 0; t < 8; ++t) {
-      config.rows[t] = uint8_t(rows[t]);
-      config.bytes_a_row[t] = 64;
-    }
-    // The intrinsic declares that 8 bytes are read; keep the other 56.
-    __asm__ volatile("" : "+m"(config));
-    _tile_loadconfig(&config);
-  }
-};
 
 constexpr int64_t kTile = 1024;
 
@@ -119,25 +79,25 @@ class Blocks2x2 {
     tile_load<6>(b0, 64);
     tile_load<4>(a0, 64);
     next_sums<0>(last_.sums, block.sums, first);
-    tile_dp<0, 4, 6>();
+    tile_dp_s8<0, 4, 6>();
     tile_load<7>(b1, 64);
     next_sums<1>(last_.sums, block.sums, first);
-    tile_dp<1, 4, 7>();
+    tile_dp_s8<1, 4, 7>();
     tile_load<5>(a1, 64);
     next_sums<2>(last_.sums, block.sums, first);
-    tile_dp<2, 5, 6>();
+    tile_dp_s8<2, 5, 6>();
     next_sums<3>(last_.sums, block.sums, first);
-    tile_dp<3, 5, 7>();
+    tile_dp_s8<3, 5, 7>();
     for (int64_t k = 1; k < steps; ++k) {
       if (k == 2) finish_last();
       tile_load<6>(b0 + k * kTile, 64);
       tile_load<4>(a0 + k * kTile, 64);
-      tile_dp<0, 4, 6>();
+      tile_dp_s8<0, 4, 6>();
       tile_load<7>(b1 + k * kTile, 64);
-      tile_dp<1, 4, 7>();
+      tile_dp_s8<1, 4, 7>();
       tile_load<5>(a1 + k * a1_step, 64);
-      tile_dp<2, 5, 6>();
-      tile_dp<3, 5, 7>();
+      tile_dp_s8<2, 5, 6>();
+      tile_dp_s8<3, 5, 7>();
     }
     finish_last();
     last_ = block;
@@ -219,13 +179,13 @@ void block_1x4(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t r
   for (int64_t k = 0; k < panel; k += kTile, a += a_step) {
     tile_load<4>(a, 64);
     tile_load<5>(b + k, 64);
-    tile_dp<0, 4, 5>();
+    tile_dp_s8<0, 4, 5>();
     tile_load<6>(b1 + k, 64);
-    tile_dp<1, 4, 6>();
+    tile_dp_s8<1, 4, 6>();
     tile_load<7>(b2 + k, 64);
-    tile_dp<2, 4, 7>();
+    tile_dp_s8<2, 4, 7>();
     tile_load<5>(b3 + k, 64);
-    tile_dp<3, 4, 5>();
+    tile_dp_s8<3, 4, 5>();
   }
   alignas(64) int32_t sums[16 * 64];
   tile_store<0>(sums, 256);
@@ -249,11 +209,11 @@ void block_3x1(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t r
   for (int64_t k = 0; k < panel; k += kTile, a2 += a2_step) {
     tile_load<6>(b + k, 64);
     tile_load<3>(a0 + k, 64);
-    tile_dp<0, 3, 6>();
+    tile_dp_s8<0, 3, 6>();
     tile_load<4>(a1 + k, 64);
-    tile_dp<1, 4, 6>();
+    tile_dp_s8<1, 4, 6>();
     tile_load<5>(a2, 64);
-    tile_dp<2, 5, 6>();
+    tile_dp_s8<2, 5, 6>();
   }
   alignas(64) int32_t sums[48 * 16];
   tile_store<0>(sums, 64);
@@ -298,8 +258,10 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
   }
 }
 
-// One 16 x 64 by 64 x 16 product against scalar arithmetic (cpu/arch.cpp).
-bool amx_self_test() {
+namespace {
+
+// One 16 x 64 by 64 x 16 product of int8 against scalar arithmetic.
+bool product_s8_right() {
   alignas(64) int8_t a[1024], b[1024];
   alignas(64) int32_t c[256];
   for (int i = 0; i < 1024; ++i) {
@@ -307,12 +269,11 @@ bool amx_self_test() {
     b[i] = int8_t(i * 53 + 7);
   }
   {
-    Tiles tiles;
-    tiles.configure({16, 16, 16, 16, 16, 16, 16, 16});
+    const Tiles tiles({16, 16, 16, 16, 16, 16, 16, 16});
     tile_zero<0>();
     tile_load<1>(a, 64);
     tile_load<2>(b, 64);
-    tile_dp<0, 1, 2>();
+    tile_dp_s8<0, 1, 2>();
     tile_store<0>(c, 64);
   }
   for (int m = 0; m < 16; ++m) {
@@ -324,5 +285,46 @@ bool amx_self_test() {
   }
   return true;
 }
+
+// One 16 x 32 by 32 x 16 product of bfloat16, of integers so small that every order of the sum is
+// exact.
+bool product_bf16_right() {
+  const auto small = [](int i) { return float(i * 37 % 31 - 15); };
+  const auto bf16 = [](float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    return uint16_t(bits >> 16);
+  };
+  alignas(64) uint16_t a[512], b[512];
+  alignas(64) float c[256];
+  for (int i = 0; i < 512; ++i) {
+    a[i] = bf16(small(i));
+    b[i] = bf16(small(i * i + 5));
+  }
+  {
+    const Tiles tiles({16, 16, 16, 16, 16, 16, 16, 16});
+    tile_zero<0>();
+    tile_load<1>(a, 64);
+    tile_load<2>(b, 64);
+    tile_dp_bf16<0, 1, 2>();
+    tile_store<0>(c, 64);
+  }
+  for (int m = 0; m < 16; ++m) {
+    for (int n = 0; n < 16; ++n) {
+      float sum = 0;
+      for (int k = 0; k < 32; ++k) {
+        const int at = k / 2 * 32 + n * 2 + k % 2;
+        sum += small(m * 32 + k) * small(at * at + 5);
+      }
+      if (sum != c[m * 16 + n]) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+// One product of each kind that the kernels use (cpu/arch.cpp).
+bool amx_self_test() { return product_s8_right() && product_bf16_right(); }
 
 }  // namespace fastinfer::cpu
