@@ -16,7 +16,6 @@ from fastinfer.graph.clean import (
 from fastinfer.graph.emit import fastinfer
 from fastinfer.graph.linears import fuse_linears, hand_over_rows
 from fastinfer.graph.match import is_op
-from fastinfer.graph.narrow import narrow_attention
 from fastinfer.graph.norms import fuse_norms
 from fastinfer.graph.rewritten import Rewritten
 from fastinfer.graph.rope import fuse_rope
@@ -35,7 +34,7 @@ def rewrite(module: GraphModule) -> Rewritten:
     result = Rewritten()
     for fuse in (
         *(fuse_rope, fuse_attention, fuse_linears, fuse_norms, hand_over_rows),
-        *(fuse_activations, narrow_attention),
+        fuse_activations,
     ):
         result.fused.update(fuse(graph))
         graph.eliminate_dead_code()
