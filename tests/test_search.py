@@ -205,6 +205,21 @@ def test_chooses_many_times_from_what_was_measured_once(clock: None, randn: Rand
             assert torch.equal(left(x), alone(x))
 
 
+def test_predicts_on_a_machine_that_has_become_slower(
+    clock: None, randn: Randn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = make(), randn(8, 64)
+    time = Trial.time
+    with on_trial(model, [x], False) as (trial, spill, say):
+        measured = measure(trial, spill, [x], SCHEMES, None, say)
+        monkeypatch.setattr(Trial, "time", lambda *given: [3 * taken for taken in time(*given)])
+        result = choose(measured, 0.9 * measured.uniform[1].error, say)
+        trial.undo()
+    assert result.kept.name == "mixed"
+    for candidate in result.candidates:
+        assert candidate.predicted_ms == pytest.approx(candidate.ms)
+
+
 def test_mixes_schemes_where_no_uniform_one_fits_as_well(clock: None, randn: Randn) -> None:
     model, x = make(), randn(8, 64)
     errors = all_choices(model, x)
