@@ -75,6 +75,11 @@ def batches(pieces: Texts, count: int) -> Texts:
     return list(DataLoader([pieces[i * len(pieces) // texts] for i in range(texts)], BATCH))
 
 
+def one_by_one(batches: Texts) -> Texts:
+    """A batch a text."""
+    return [{"input_ids": ids[None]} for batch in batches for ids in batch["input_ids"]]
+
+
 def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of every token but the first, given those before it."""
     logits = model(**batch).logits[:, :-1].float()
@@ -126,7 +131,9 @@ def criteria(model: nn.Module, calibration: Texts, judged: Texts) -> dict[str, d
     for (what, structure), way in itertools.product(structures.items(), ways):
         if isinstance(way, fastinfer.SparseGPT) and isinstance(structure, fastinfer.BlockSparse):
             continue  # it makes no blocks
-        pruned = forms.pruned(model, structure, way, calibration)
+        singly = isinstance(way, fastinfer.Taylor)  # within a batch gradients cancel each other
+        data = one_by_one(calibration) if singly else calibration
+        pruned = forms.pruned(model, structure, way, data)
         found.setdefault(what, {})[way.label] = judge(pruned, judged)[0]
     return found
 

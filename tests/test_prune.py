@@ -172,9 +172,22 @@ def test_taylor_adds_the_squares_of_weight_times_gradient_batch_by_batch(randn):
     gradients = [2 * (x @ weight.T + bias - y).T @ x for x, y in data]
     score = sum((weight * gradient) ** 2 for gradient in gradients)
     prune_(model, Unstructured(0.4), Taylor(squared_error), batches=data)
-    assert torch.equal(sparsity_of(model[0]).mask, mask_any(score, 0.4))
+    mask = torch.cat([mask_any(row[None], 0.4) for row in score])
+    assert not torch.equal(mask, mask_any(score, 0.4))
+    assert torch.equal(sparsity_of(model[0]).mask, mask)
     assert not model[0].weight.requires_grad
     assert model[0].bias.grad is None
+
+
+def test_taylor_compares_all_layers_where_the_budget_is_theirs_together(randn):
+    model, data = mlp(), [(randn(5, 13), randn(5, 6)) for _ in range(3)]
+    linears = {"0": model[0], "2": model[2]}
+    scores = Taylor(squared_error).scores(model, linears, data, False)
+    prune_(model, Unstructured(0.4), Taylor(squared_error), batches=data, scope="global")
+    everything = torch.cat([score.flatten() for score in scores.values()])
+    mask = mask_any(everything[None], 0.4)[0]
+    kept = [sparsity_of(layer).mask.flatten() for layer in linears.values()]
+    assert torch.equal(torch.cat(kept), mask)
 
 
 @pytest.mark.parametrize("structure", [Unstructured(0.3), BlockSparse((2, 3), 0.7)])

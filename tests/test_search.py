@@ -27,6 +27,7 @@ from fastinfer import (
 from fastinfer.knapsack import cheapest
 from fastinfer.nn import QuantizedLinear
 from fastinfer.search import choose, measure
+from fastinfer.spans import Spans
 from fastinfer.trial import Form, Trial, on_trial
 
 Randn = Callable[..., Tensor]
@@ -55,13 +56,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
         forward(x)
         return LAYER_MS - GAINS.get(scheme_of.get(id(forward.__self__), ""), 0)
 
+    def gain(form: Form, modules: Sequence[nn.Module]) -> float:
+        twins = {linear: t for pair in form.int8 for linear, t in pair.twins().items()}
+        return sum(GAINS[scheme_of[id(twins[m])]] for m in modules if m in twins)
+
     def time(trial: Trial, forms: Sequence[Form]) -> list[float]:
-        taken = []
-        for form in forms:
-            trial.become(form)
-            schemes = [scheme_of[id(t)] for pair in form.int8 for t in pair.twins().values()]
-            taken.append(10 + LAYER_MS * 4 - sum(GAINS[scheme] for scheme in schemes))
-        return taken
+        linears = list({layer.module for pair in trial.pairs for layer in pair.layers})
+        return [10 + LAYER_MS * 4 - gain(form, linears) for form in forms]
+
+    def time_layers(
+        trial: Trial, forms: Sequence[Form], places: Sequence[Sequence[nn.Module]]
+    ) -> list[Spans]:
+        runs = []
+        for form, seconds in zip(forms, time(trial, forms), strict=True):
+            own = [LAYER_MS * len(modules) - gain(form, modules) for modules in places]
+            rest = (seconds - sum(own)) / len(own)
+            runs.append(Spans(seconds, own, [(taken + rest) / seconds for taken in own]))
+        return runs
 
     def start(trial: Trial, *arguments: Any) -> None:
         trials.append(trial)
@@ -75,6 +86,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     # layers share no samples: twins of one size may be of two schemes
     monkeypatch.setattr(guard, "_kind", id)
     monkeypatch.setattr(Trial, "time", time)
+    monkeypatch.setattr(Trial, "time_layers", time_layers)
 
 
 def make() -> nn.Sequential:
@@ -193,6 +205,21 @@ def test_chooses_many_times_from_what_was_measured_once(clock: None, randn: Rand
             assert torch.equal(left(x), alone(x))
 
 
+def test_predicts_on_a_machine_that_has_become_slower(
+    clock: None, randn: Randn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = make(), randn(8, 64)
+    time = Trial.time
+    with on_trial(model, [x], False) as (trial, spill, say):
+        measured = measure(trial, spill, [x], SCHEMES, None, say)
+        monkeypatch.setattr(Trial, "time", lambda *given: [3 * taken for taken in time(*given)])
+        result = choose(measured, 0.9 * measured.uniform[1].error, say)
+        trial.undo()
+    assert result.kept.name == "mixed"
+    for candidate in result.candidates:
+        assert candidate.predicted_ms == pytest.approx(candidate.ms)
+
+
 def test_mixes_schemes_where_no_uniform_one_fits_as_well(clock: None, randn: Randn) -> None:
     model, x = make(), randn(8, 64)
     errors = all_choices(model, x)
@@ -244,7 +271,7 @@ def test_measures_for_real(randn: Randn) -> None:
         got, want = (torch.cat([m(x), m(x[:32])]) for m in (model, original))
     assert relative(got, want) <= 0.1
     assert result.kept.error == pytest.approx(relative(got, want), rel=1e-4)
-    fit = [c for c in result.candidates if c.ms is not None]
+    fit = [c for c in result.candidates if c.error <= 0.1]
     assert result.kept.ms <= min(c.ms for c in fit) or result.kept.name == "as given"
     assert [row.scheme for row in result.summary.rows] == [
         result.schemes.get(str(place)) for place in range(4)

@@ -21,7 +21,7 @@ class Criterion(Protocol):
     label: ClassVar[str]  # in a table
     needs_batches: ClassVar[bool]
     across_layers: ClassVar[bool]  # whether scores of several layers can be compared
-    within_rows: ClassVar[bool]  # whether only those of one row can
+    within_rows: ClassVar[bool]  # whether a row's stand alone, unless layers are compared
 
     def scores(
         self, model: nn.Module, linears: Linears, batches: Iterable[Any], progress: bool | None
@@ -73,7 +73,14 @@ class Taylor:
     when the weight becomes zero.
 
     The squares keep batches from cancelling each other, as they do at the end of a training, where
-    the gradients of all of them add up to little. Smaller batches tell more.
+    the gradients of all of them add up to little. Within a batch they do cancel: batches of one
+    example each, as in the paper, tell most.
+
+    Compared among the weights of one output, as with Wanda: of an `Unstructured` weight every row
+    keeps the same share. By one threshold a layer, outputs with large gradients would keep almost
+    all of their weights and the others almost none, which a sum over single weights, each taken to
+    go alone, does not account for. For `BlockSparse` tiles of the layer are compared, and with
+    scope="global" those of all layers.
 
     loss_fn(model, batch) -> scalar tensor: calls the model, in eval mode and with gradients, on a
     batch of any kind, labels and all. No `.grad` is touched.
@@ -90,7 +97,7 @@ class Taylor:
     label: ClassVar[str] = "Taylor"
     needs_batches: ClassVar[bool] = True
     across_layers: ClassVar[bool] = True
-    within_rows: ClassVar[bool] = False
+    within_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not callable(self.loss_fn):

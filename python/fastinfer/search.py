@@ -1,8 +1,10 @@
 """`search`: a scheme for each linear layer, the fastest model within an error."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 from torch import nn
@@ -19,6 +21,8 @@ from fastinfer.spill import Spill
 from fastinfer.summary import Row, Summary
 from fastinfer.swap import make_row
 from fastinfer.trial import LEAST_GAIN, Form, Trial, check_max_error, check_model, on_trial
+
+Drift = Mapping[str | None, float]  # by label; None for float
 
 _ROUNDS = 8  # of solving and measuring the error of what was found
 _LESS = 0.9  # of the error predicted, where it does not fall by itself
@@ -45,16 +49,17 @@ def search(
     bool: False keeps that linear layer float. progress: True or False shows or hides a bar; None
     shows it on a terminal.
 
-    Each layer is timed beside its twin of each scheme, on what reaches it, and the model's error is
-    measured with that layer alone in the scheme; layers that share a weight change together. The
-    model as a whole is timed in each scheme by itself, every layer in it that gains by it, and the
-    gains of single layers are scaled so that they add up to that. Then an integer programme
-    (scipy's milp, solved exactly) chooses the fastest within the error, by the rule that times add
-    and that squares of errors add. The model that it chose is run. If its real error is not what
-    the rule said, the limit in the programme is moved and it is solved again, a few times. Of the
-    models that really keep to max_error, the mixed one, each of the uniform ones and the model as
-    given are timed in turns, and the fastest stays; but a uniform one that is within 2 % of it is
-    preferred, and the model as given, bit for bit, to both.
+    Layers are timed where they stand: the whole model runs in each scheme in turns, every layer in
+    it that can be, and what goes by from a layer's call to the next one's is what that layer takes
+    in that scheme. The model's error is measured with each layer alone in each scheme that it gains
+    by; layers that share a weight change together. Then an integer programme (scipy's milp, solved
+    exactly) chooses the fastest within the error, by the rule that times add and that squares of
+    errors add. The model that it chose is run. If its real error is not what the rule said, the
+    limit in the programme is moved and it is solved again, a few times. Then the mixed model, each
+    of the uniform ones and the model as given are timed in turns, and the fastest of those that
+    really keep to max_error stays; but a uniform one that is within 2 % of it is preferred, and the
+    model as given, bit for bit, to both. What is predicted of a model goes by what the others take
+    in these turns.
 
     Source of the programme: HAWQ-V3, Yao et al. 2021 (https://arxiv.org/abs/2011.10680), which
     chooses bit widths so, by latencies measured on the hardware and sensitivities that add.
@@ -86,9 +91,10 @@ class _Mix:
 
     name: str
     options: tuple[Option, ...]
-    share: float = 1.0  # predicted, of the time of the model as given
+    label: str | None = None  # of the scheme of all of them, if it is one
     error: float = math.nan
-    ms: float | None = None
+    ms: float = math.inf
+    predicted_ms: float = math.nan
     note: str | None = None
     form: Form = field(default_factory=Form)
 
@@ -109,8 +115,9 @@ class Measured:
     """What a choice is made from, whatever the limit on the error.
 
     found: by layers that share a weight, their options; gaining: those that are faster than float.
-    uniform: the model in each scheme, all that gain by it. gains: see `_gains`. sizes: bytes of the
-    modules as given, by name.
+    uniform: the model in each scheme, all that gain by it. ms: of a run of the model as given.
+    spans: by option, the part of it that goes by from the layers' calls to the next ones, and the
+    same in the option's scheme. sizes: bytes of the modules as given, by name.
     """
 
     trial: Trial
@@ -118,8 +125,21 @@ class Measured:
     found: list[list[Option]]
     gaining: list[list[Option]]
     uniform: list[_Mix]
-    gains: dict[Option, float]
+    ms: float
+    spans: dict[Option, tuple[float, float]]
     sizes: dict[str, int]
+
+    def ms_with(self, options: Iterable[Option], drift: Drift | None = None) -> float:
+        """What the model takes with `options`, by the rule that times add.
+
+        drift: what a run takes by now of what it took.
+        """
+        factor = drift or defaultdict(lambda: 1.0)
+        total = self.ms * factor[None]
+        for option in options:
+            before, after = self.spans[option]
+            total += after * factor[option.scheme.label] - before * factor[None]
+        return total
 
 
 def measure(
@@ -135,14 +155,32 @@ def measure(
     trial.remember_outputs()
     sizes = {name: tensor_bytes(m) for name, m in model.named_modules()}
     layers, found = find_options(trial, spill, batches, schemes, filter_fn, say)
+    say("Timing the layers in the model, in each scheme in turns")
+    ms, spans = _time_in_place(trial, found)
     gaining = [[option for option in options if option.gains] for options in found]
     measure_errors(trial, [option for options in gaining for option in options], say)
     uniform = _uniform(trial, schemes, gaining, say)
-    say("Timing the model in each scheme")
-    base, *others = trial.time([trial.given, *(mix.form for mix in uniform)])
-    for mix, seconds in zip(uniform, others, strict=True):
-        mix.share = seconds / base
-    return Measured(trial, layers, found, gaining, uniform, _gains(uniform), sizes)
+    return Measured(trial, layers, found, gaining, uniform, ms, spans, sizes)
+
+
+def _time_in_place(
+    trial: Trial, found: Sequence[Sequence[Option]]
+) -> tuple[float, dict[Option, tuple[float, float]]]:
+    """Milliseconds of the model as given, and `Measured.spans`; and the options' own times."""
+    columns = [
+        [option for option in column if option.failed is None]
+        for column in zip(*found, strict=True)  # a scheme each
+    ]
+    places = [[layer.module for layer in options[0].layers] for options in found]
+    forms = [trial.int8_form([option.pair for option in column]) for column in columns]
+    given, *taken = trial.time_layers([trial.given, *forms], places)
+    spans = {}
+    for place, options in enumerate(found):
+        for option, run in zip(options, taken, strict=True):
+            if option.failed is None:
+                option.ms_before, option.ms_after = 1e3 * given.own[place], 1e3 * run.own[place]
+                spans[option] = 1e3 * given.span(place), 1e3 * run.span(place)
+    return 1e3 * given.seconds, spans
 
 
 def choose(measured: Measured, max_error: float, say: Say) -> Searched:
@@ -151,22 +189,24 @@ def choose(measured: Measured, max_error: float, say: Say) -> Searched:
     model = trial.model
     given = _Mix("as given", (), error=0.0, form=trial.given)
     uniform = [replace(mix) for mix in measured.uniform]
-    mixed = _mixed(trial, measured.gaining, measured.gains, max_error, say)
+    mixed = _mixed(measured, max_error, say)
     if any(set(mix.options) == set(mixed[0].options) for mix in uniform if mixed):
         mixed = []
 
     say("Timing the candidates in turns")
+    tried = [given, *uniform, *mixed]
+    for mix, seconds in zip(tried, trial.time([mix.form for mix in tried]), strict=True):
+        mix.ms = 1e3 * seconds
+    for mix in tried:
+        mix.predicted_ms = measured.ms_with(mix.options, _drift(measured, tried, mix))
     for mix in uniform:
         if not mix.error <= max_error:
             mix.note = f"its error is above {max_error:g}"
-    tried = [given, *uniform, *mixed]
-    fit = [mix for mix in tried if mix.note is None]
-    for mix, seconds in zip(fit, trial.time([mix.form for mix in fit]), strict=True):
-        mix.ms = 1e3 * seconds
     best = given
     for some in (uniform, mixed):  # the plainer one, unless the other is worth it
-        fastest = min((mix for mix in some if mix in fit), key=_ms, default=best)
-        if _ms(fastest) * LEAST_GAIN <= _ms(best):
+        fit = [mix for mix in some if mix.note is None]
+        fastest = min(fit, key=lambda mix: mix.ms, default=best)
+        if fastest.ms * LEAST_GAIN <= best.ms:
             best = fastest
     trial.become(best.form)
 
@@ -184,47 +224,42 @@ def _uniform(
         options = tuple(o for row in gaining for o in row if o.scheme is scheme)
         if options:
             say(f"Running in {scheme.label}")
-            mixes.append(_assembled(trial, f"all {scheme.label}", options))
+            mixes.append(_assembled(trial, f"all {scheme.label}", options, scheme.label))
     return mixes
 
 
-def _assembled(trial: Trial, name: str, options: tuple[Option, ...]) -> _Mix:
+def _assembled(
+    trial: Trial, name: str, options: tuple[Option, ...], label: str | None = None
+) -> _Mix:
     """The model with `options`, its error measured; it stands so afterwards."""
     form = trial.int8_form([option.pair for option in options])
     trial.become(form)
-    return _Mix(name, options, error=trial.error(), form=form)
+    return _Mix(name, options, label, error=trial.error(), form=form)
 
 
-def _gains(uniform: Sequence[_Mix]) -> dict[Option, float]:
-    """What the model gains by each option, as a share of its time as given.
+def _drift(measured: Measured, tried: Iterable[_Mix], but: _Mix) -> Drift:
+    """What the plain models other than `but` take by now of what they took when layers were timed.
 
-    Layers are timed with their weights in the caches. In the model they often are not, so float,
-    with the larger weights, loses more there. What a scheme gains in the whole model is shared out
-    in proportion to what its layers gain by themselves.
+    A machine whose memory is shared with others may be slower by now, the more so the larger the
+    weights. For the scheme of `but` the mean of the others stands.
     """
-    gains = {}
-    for mix in uniform:
-        alone = sum(option.ms_before - option.ms_after for option in mix.options)
-        factor = (1 - mix.share) / alone
-        for option in mix.options:
-            gains[option] = factor * (option.ms_before - option.ms_after)
-    return gains
+    plain = [mix for mix in tried if mix is not but and (mix.label or not mix.options)]
+    ratios = {mix.label: mix.ms / measured.ms_with(mix.options) for mix in plain}
+    return defaultdict(lambda: fmean(ratios.values()), ratios)
 
 
-def _mixed(
-    trial: Trial,
-    gaining: Sequence[Sequence[Option]],
-    gains: Mapping[Option, float],
-    max_error: float,
-    say: Say,
-) -> list[_Mix]:
+def _mixed(measured: Measured, max_error: float, say: Say) -> list[_Mix]:
     """The fastest choice of options whose real error is at most max_error, if there is one.
 
     The limit on the error in the programme starts at max_error and moves by the ratio of what it
     predicted to what was measured, up or down. A choice that was measured and is too far off does
     not come again, since the limit falls below its own prediction.
     """
-    costs = [[0.0, *(-gains[option] for option in options)] for options in gaining]
+    trial, gaining = measured.trial, measured.gaining
+    costs = [
+        [0.0, *(measured.spans[option][1] - measured.spans[option][0] for option in options)]
+        for options in gaining
+    ]
     weights = [[0.0, *(_square(option.error) for option in options)] for options in gaining]
     best: _Mix | None = None
     limit, seen = max_error, dict[tuple[Option, ...], _Mix]()
@@ -237,9 +272,9 @@ def _mixed(
             break
         if not again:
             mix = seen[options] = _assembled(trial, "mixed", options)
-            mix.share = 1 - sum(gains[option] for option in options)
+            mix.predicted_ms = measured.ms_with(options)
         mix = seen[options]
-        if mix.error <= max_error and (best is None or mix.share < best.share):
+        if mix.error <= max_error and (best is None or mix.predicted_ms < best.predicted_ms):
             best = mix
         ratio = max_error / mix.error if mix.error else math.inf
         limit = mix.predicted_error * (min(ratio, _LESS) if again else ratio)
@@ -279,23 +314,19 @@ def _candidate(mix: _Mix, given: _Mix, best: _Mix) -> SearchedCandidate:
     """What the table says of a model."""
     note = mix.note
     if note is None and mix is not best and mix is not given:
-        slower = _ms(best) < _ms(mix)
+        slower = best.ms < mix.ms
         note = f"{best.name} is faster" if slower else f"not worth more than {best.name}"
     return SearchedCandidate(
         mix.name,
         mix.ms,
-        None if mix.ms is None else _ms(given) / mix.ms,
+        given.ms / mix.ms,
         mix.error,
         mix is best,
         note,
-        predicted_ms=mix.share * _ms(given),
+        predicted_ms=mix.predicted_ms,
         predicted_error=mix.predicted_error,
     )
 
 
 def _square(error: float) -> float:
     return math.inf if math.isnan(error) else error**2
-
-
-def _ms(mix: _Mix) -> float:
-    return math.inf if mix.ms is None else mix.ms

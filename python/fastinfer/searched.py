@@ -15,7 +15,11 @@ from fastinfer.summary import Summary
 
 @dataclass(frozen=True)
 class SearchedCandidate(Candidate):
-    """A model that was tried; predictions from what single layers take and do to the output."""
+    """A model that was tried; predictions from what single layers take and do to the output.
+
+    predicted_ms: the sum of what its layers take where they stand in the plain models (as given, in
+    each scheme by itself), at the pace at which those run beside it; its own time is not in it.
+    """
 
     predicted_ms: float | None = None
     predicted_error: float | None = None

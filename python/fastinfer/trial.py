@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from tempfile import TemporaryFile
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -17,13 +17,18 @@ from torch import Tensor, nn
 from fastinfer.compare import Error, float_tensors
 from fastinfer.fuse import Fusion
 from fastinfer.guard import Timing, time_layers
-from fastinfer.observe import call, evaluating
+from fastinfer.observe import call, evaluating, observed
+from fastinfer.spans import Spans, median_spans, take_spans
 from fastinfer.spill import Pair, Spill, Twins
 from fastinfer.swap import FusedPath, close_fused_paths, open_fused_paths
 
+T = TypeVar("T")
+
 LEAST_GAIN = 1.02  # less is within the noise of a measurement, and not worth a change
-_ROUNDS = 5  # in each, every form has its turn
-_TURN_SECONDS, _TURN_FEWEST = 0.05, 3
+# Many short turns: where the weights lie, and what else the machine does, is the noise, and both
+# stay the same within a turn. In each round every form has one.
+_ROUNDS = 9
+_TURN_SECONDS, _TURN_FEWEST = 0.05, 2
 _CALL = "_compiled_call_impl"  # where nn.Module keeps what a call runs in place of forward
 
 
@@ -132,7 +137,35 @@ class Trial:
         """Seconds of a run over all batches in each form: the median of turns, so that a slow
         second of the machine falls on all. Forms with the same layers in int8 come in a row, since
         weights move between the others."""
-        samples: list[list[float]] = [[] for _ in forms]
+
+        def sample(form: Form) -> float:
+            start = perf_counter()
+            self._run()
+            return perf_counter() - start
+
+        return [median(taken) for taken in self._in_turns(forms, sample)]
+
+    def time_layers(
+        self, forms: Sequence[Form], places: Sequence[Sequence[nn.Module]]
+    ) -> list[Spans]:
+        """Where a run over all batches spends its time in each form, medians of turns as in `time`.
+
+        places: float layers; in a form, the twins that stand for them there. So each layer meets
+        the caches, the memory and the threads as the model leaves them. What torch.compile made of
+        the model does not call its layers, and is not taken.
+        """
+
+        def sample(form: Form) -> Spans:
+            twins = {linear: twin for pair in form.int8 for linear, twin in pair.twins().items()}
+            standing = [[twins.get(module, module) for module in modules] for modules in places]
+            with observed(self.model):
+                return take_spans(self._run, standing)
+
+        return [median_spans(taken) for taken in self._in_turns(forms, sample)]
+
+    def _in_turns(self, forms: Sequence[Form], sample: Callable[[Form], T]) -> list[list[T]]:
+        """The samples of each form, taken in turns, the model in that form."""
+        samples: list[list[T]] = [[] for _ in forms]
         for _ in range(_ROUNDS):
             for form, taken in zip(forms, samples, strict=True):
                 self.become(form)
@@ -140,10 +173,8 @@ class Trial:
                     self._run()  # brings in the weights
                     start, fewest = perf_counter(), len(taken) + _TURN_FEWEST
                     while len(taken) < fewest or perf_counter() - start < _TURN_SECONDS:
-                        before = perf_counter()
-                        self._run()
-                        taken.append(perf_counter() - before)
-        return [median(taken) for taken in samples]
+                        taken.append(sample(form))
+        return samples
 
     def _run(self) -> None:
         for batch in self._batches:
