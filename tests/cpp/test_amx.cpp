@@ -1,14 +1,11 @@
 // The emulator of AMX itself: its arithmetic, and the misuse that it is relied on to notice. What
 // it shows of the kernels stands beside their other rows (test_attention.cpp,
 // test_gemm_s8s8s32.cpp).
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <vector>
 
+#include "aborts.h"
 #include "check.h"
 #include "emulated_amx.h"
 #include "guard.h"
@@ -137,21 +134,6 @@ void check_s8() {
     release();
     CHECK(c == want);
   }
-}
-
-// Whether `body` ends the process, its message aside.
-template <class Body>
-bool aborts(Body&& body) {
-  std::fflush(nullptr);
-  const pid_t child = fork();
-  if (child == 0) {
-    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(1);
-    body();
-    _exit(0);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFSIGNALED(status);
 }
 
 void check_misuse() {

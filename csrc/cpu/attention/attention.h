@@ -49,8 +49,7 @@
 // keys, takes the place of dot2, with zeros after the last:
 //
 //   dot32(c, a, b) = c + (e + f)    e, f: chains of fused multiply-adds from 0 over the even and
-//   the
-//                                   odd elements, ascending; subnormal numbers count as zero
+//                                   the odd elements, ascending; subnormal numbers count as zero
 //
 // In every way: a row that sees no key is 0. What a hidden key holds in k and v does not matter,
 // NaN included. A NaN or Inf in q, k or v that is visible spreads as the formula says: a NaN score

@@ -35,7 +35,7 @@ inline int64_t all_seen(const Attention& p, const Row& row, int64_t first) {
 }
 
 // Adds the mask and hides what is not visible: key `first` of all is element 0 of s. Scores that
-// are not kScaled are multiplied by the scale first.
+// are not kScaled are multiplied by the scale first, those of keys that are all seen too.
 template <class T, bool kScaled>
 void mask_row(const Attention& p, const Row& row, int64_t first, const uint8_t* units, float* s) {
   using F = typename T::F;

@@ -23,8 +23,9 @@ def attention(
 
     The method is FlashAttention (Dao et al., 2022) with the online softmax of Milakov and
     Gimelshein (2018), a running maximum and sum over blocks of keys. All arithmetic is float32,
-    whatever the dtype; the result is rounded once. It is the same bits on every instruction set
-    and thread count.
+    whatever the dtype; the result is rounded once. It is the same bits on every thread count, and
+    on every instruction set but for bfloat16: AVX512-BF16 and AMX multiply that in pairs, sum in
+    an order of their own, and round the probabilities to bfloat16.
 
     Query heads share key and value heads in groups: head ``h`` of ``q`` reads head
     ``h // (Hq // Hkv)`` of ``k`` and ``v``. A key is hidden from a query where a boolean mask is
