@@ -336,6 +336,7 @@ std::vector<Case> cases() {
   return all;
 }
 
+#ifdef FASTINFER_EMULATE_AMX
 // Around the tiles of 16 rows, 16 keys and 32 elements, and a block of keys.
 std::vector<Case> cases_of_tiles() {
   std::vector<Case> all;
@@ -356,7 +357,6 @@ std::vector<Case> cases_of_tiles() {
 
 // The row amx over the emulator, where the rest of it can run.
 void test_emulated(const AttentionKernel* kernels, int count) {
-#ifdef FASTINFER_EMULATE_AMX
   AttentionKernel kernel = kernels[count - 1];
   if (!amx_emulated(kernel.name)) return;
   kernel.run = attention_amx_emulated;
@@ -370,10 +370,10 @@ void test_emulated(const AttentionKernel* kernels, int count) {
     for (const Case& c : cases_of_tiles()) check_case(kernels[0], kernel, c);
   });
   std::printf("row %s amx emulated\n", kernel.name);
-#else
-  (void)kernels, (void)count;
-#endif
 }
+#else
+void test_emulated(const AttentionKernel*, int) {}
+#endif
 
 void serial(int64_t count, void (*task)(void*, int64_t), void* context) {
   for (int64_t i = 0; i < count; ++i) task(context, i);
