@@ -71,6 +71,27 @@ void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t c
   }
 }
 
+// Asks for part [begin, end) of `parts` of the NP panels' slice that follows [k_begin, k_end), or of
+// the next NP panels' first, while the tiles of this one multiply: weights from beyond L2 would
+// keep the first tile of a slice waiting.
+template <int NP>
+__attribute__((always_inline)) inline void prefetch_next(const GemmS8S8S32& p, int64_t column, int64_t k_end, int64_t slice,
+                          int64_t begin, int64_t end, int64_t parts) {
+  if (k_end == p.k_pad) {
+    column += NP * kPanelColumns;
+    k_end = 0;
+    if (p.n - column <= (NP - 1) * kPanelColumns) return;  // a smaller group, or none
+  }
+  const int8_t* b = p.panels + column * p.k_pad + k_end * kPanelColumns;
+  const int64_t lines = std::min(slice, p.k_pad - k_end) * kPanelColumns / 64;
+  for (int64_t line = lines * begin / parts; line < lines * end / parts; ++line) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NP; ++j) {
+      __builtin_prefetch(b + j * kPanelColumns * p.k_pad + line * 64, 0, 2);
+    }
+  }
+}
+
 // All columns from `column` on in groups of NP panels, for rows in tiles of MR; then the remaining
 // panels in smaller groups.
 template <class R, int MR, int NP>
@@ -85,6 +106,7 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
     do {  // once at least: K = 0 has an epilogue, too
       const int64_t k_end = std::min(p.k_pad, k + slice);
       for (int64_t i = 0; i < rows; i += MR) {
+        if (rows > 2 * MR) prefetch_next<NP>(p, column, k_end, slice, i, i + MR, rows);
         vnni_tile<R, MR, NP>(p, epilogue, row + i, column, k, k_end, sums + i * NP * kPanelColumns);
       }
       k = k_end;

@@ -16,6 +16,7 @@ from fastinfer.graph.clean import (
 from fastinfer.graph.emit import fastinfer
 from fastinfer.graph.linears import fuse_linears, hand_over_rows
 from fastinfer.graph.match import is_op
+from fastinfer.graph.narrow import narrow_attention
 from fastinfer.graph.norms import fuse_norms
 from fastinfer.graph.rewritten import Rewritten
 from fastinfer.graph.rope import fuse_rope
@@ -34,7 +35,7 @@ def rewrite(module: GraphModule) -> Rewritten:
     result = Rewritten()
     for fuse in (
         *(fuse_rope, fuse_attention, fuse_linears, fuse_norms, hand_over_rows),
-        fuse_activations,
+        *(fuse_activations, narrow_attention),
     ):
         result.fused.update(fuse(graph))
         graph.eliminate_dead_code()
