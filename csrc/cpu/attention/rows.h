@@ -100,8 +100,19 @@ void softmax_group(const Attention& p, const Buffers& b, int64_t g, int64_t firs
   const int64_t begin = b.begin[g], end = b.begin[g + 1];
   float scale = p.scale;
   if (some_hidden(p, b.rows + begin, end - begin, units, first)) {
+    int64_t past = 0;  // the last key that the group has scores of
+    each_unit(units, [&](int64_t unit) { past = unit + kUnit; });
+    const Row* before = nullptr;  // the row looked at last, and up to where it sees all
+    int64_t seen = 0;
     for (int64_t r = begin; r < end; ++r) {
-      mask_row<T, kScaled>(p, b.rows[r], first, units, s + (r - begin) * kScoreStride);
+      const Row& row = b.rows[r];
+      if (before == nullptr || row.mask != before->mask || row.begin != before->begin ||
+          row.end != before->end) {
+        seen = kScaled ? all_seen(p, row, first) : 0;
+        before = &row;
+      }
+      if (kScaled && seen >= past) continue;
+      mask_row<T, kScaled>(p, row, first, seen, units, s + (r - begin) * kScoreStride);
     }
     scale = 1.0f;
   }
@@ -165,11 +176,15 @@ inline char* out_at(const Attention& p, const AttentionTask& t, const Row& row) 
 
 // out = o * (1 / l) + 0 for one row.
 template <class T, DType kType>
-void finish_row(const Attention& p, const float* o, float* l, char* out, const char* ahead) {
-  for (int half = 8; half > 0; half /= 2) {
-    for (int x = 0; x < half; ++x) l[x] += l[x + half];
+void finish_row(const Attention& p, const float* o, const float* l, char* out, const char* ahead) {
+  constexpr int kParts = 16 / T::width;
+  typename T::F part[kParts];
+  for (int x = 0; x < kParts; ++x) part[x] = T::load(l + x * T::width);
+  for (int half = kParts / 2; half > 0; half /= 2) {
+    for (int x = 0; x < half; ++x) part[x] = T::add(part[x], part[x + half]);
   }
-  const auto inverse = T::set1(1.0f / (l[0] == 0.0f ? 1.0f : l[0]));  // 0: a row that sees no key
+  const float sum = T::lane_sum(part[0]);
+  const auto inverse = T::set1(1.0f / (sum == 0.0f ? 1.0f : sum));  // 0: a row that sees no key
   const int64_t head_dim = p.head_dim;
   for (int64_t d = 0; d < head_dim; d += T::width) {
     const int n = int(std::min<int64_t>(T::width, head_dim - d));
@@ -186,7 +201,12 @@ void attention_rows(const Attention& p, const AttentionTask& t) {
   const int64_t groups = (rows + Blocks::kGroup - 1) / Blocks::kGroup;
   for (int64_t g = 0; g <= groups; ++g) b.begin[g] = Blocks::group_begin(rows, groups, g);
   each_row(p, t, [&](int64_t r, const Row& row) {
-    b.rows[r] = row;
+    // One by one: a copy of the whole would wait for the stores of its members.
+    b.rows[r].head = row.head;
+    b.rows[r].query = row.query;
+    b.rows[r].begin = row.begin;
+    b.rows[r].end = row.end;
+    b.rows[r].mask = row.mask;
     b.m[r] = kHidden;
   });
   std::memset(b.o, 0, size_t(rows * b.head_pad) * 4);

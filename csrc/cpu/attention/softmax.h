@@ -34,16 +34,16 @@ inline int64_t all_seen(const Attention& p, const Row& row, int64_t first) {
   return seen < 0 ? 0 : seen / kUnit * kUnit;
 }
 
-// Adds the mask and hides what is not visible: key `first` of all is element 0 of s. Scores that
-// are not kScaled are multiplied by the scale first, those of keys that are all seen too.
+// Adds the mask and hides what is not visible: key `first` of all is element 0 of s, and up to
+// element `seen` all is visible. Scores that are not kScaled are multiplied by the scale first.
 template <class T, bool kScaled>
-void mask_row(const Attention& p, const Row& row, int64_t first, const uint8_t* units, float* s) {
+void mask_row(const Attention& p, const Row& row, int64_t first, int64_t seen, const uint8_t* units,
+              float* s) {
   using F = typename T::F;
   const F hidden = T::set1(kHidden), zero = T::set1(0.0f), least = T::set1(kLeast);
   const int64_t element = mask_element_size(p), step = p.mask_per_key ? element : 0;
-  const int64_t done = kScaled ? all_seen(p, row, first) : 0;
   each_unit(units, [&](int64_t unit) {
-    if (unit < done) return;
+    if (unit < seen) return;
 #pragma GCC unroll 4
     for (int64_t j = unit; j < unit + kUnit; j += T::width) {
       const int64_t key = first + j;
@@ -110,38 +110,51 @@ void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* 
   }
   for (int r = 0; r < R; r += T::width)
     T::store(a + r, DType::f32, exp_nonpositive<T>(T::load(a + r)));
-  for (int r = 0; r < R; ++r) {
-    float* row = s + r * kScoreStride;
-    const F shift = T::set1(-u[r]);
-    F sum[kParts];
+  // Two rows in turns: the sum of a row is one chain of additions.
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) sum[part] = T::set1(0.0f);
+  for (int first = 0; first < R; first += 2) {
+    constexpr int kMost = R < 2 ? 1 : 2;
+    const int rows = R - first < kMost ? 1 : kMost;
+    F sum[kMost][kParts];
+#pragma GCC unroll 2
+    for (int r = 0; r < kMost; ++r) {
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; ++part) sum[r][part] = T::set1(0.0f);
+    }
     each_unit(units, [&](int64_t unit) {
-      if constexpr (T::kPairs) {  // half as wide: what is overwritten was read before
-        uint16_t* to = reinterpret_cast<uint16_t*>(row) + unit;
-        sum[0] = T::probabilities(score(row + unit), shift, to, sum[0]);
-      } else {
+#pragma GCC unroll 2
+      for (int r = 0; r < rows; ++r) {
+        float* row = s + (first + r) * kScoreStride;
+        const F shift = T::set1(-u[first + r]);
+        if constexpr (T::kPairs) {  // half as wide: what is overwritten was read before
+          uint16_t* to = reinterpret_cast<uint16_t*>(row) + unit;
+          sum[r][0] = T::probabilities(score(row + unit), shift, to, sum[r][0]);
+        } else {
 #pragma GCC unroll 4
-        for (int part = 0; part < kParts; ++part) {
-          float* at = row + unit + part * T::width;
-          const F x = score(at);
-          const F e =
-              T::select_lt(x, T::set1(kLeast), T::set1(0.0f), exp_nonpositive<T>(T::add(x, shift)));
-          sum[part] = T::add(sum[part], e);
-          T::store(at, DType::f32, e);
+          for (int part = 0; part < kParts; ++part) {
+            float* at = row + unit + part * T::width;
+            const F x = score(at);
+            const F e = T::select_lt(x, T::set1(kLeast), T::set1(0.0f),
+                                     exp_nonpositive<T>(T::add(x, shift)));
+            sum[r][part] = T::add(sum[r][part], e);
+            T::store(at, DType::f32, e);
+          }
         }
       }
     });
-    const F factor = T::set1(a[r]);
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; ++r) {
+      const F factor = T::set1(a[first + r]);
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) {
-      float* at = l + r * 16 + part * T::width;
-      T::store(at, DType::f32, T::fma(T::load(at), factor, sum[part]));
-    }
-    if (a[r] != 1.0f) {
-      for (int64_t d = 0; d < head_pad; d += T::width) {
-        float* at = o + r * head_pad + d;
-        T::store(at, DType::f32, T::mul(T::load(at), factor));
+      for (int part = 0; part < kParts; ++part) {
+        float* at = l + (first + r) * 16 + part * T::width;
+        T::store(at, DType::f32, T::fma(T::load(at), factor, sum[r][part]));
+      }
+      if (a[first + r] != 1.0f) {
+        for (int64_t d = 0; d < head_pad; d += T::width) {
+          float* at = o + (first + r) * head_pad + d;
+          T::store(at, DType::f32, T::mul(T::load(at), factor));
+        }
       }
     }
   }

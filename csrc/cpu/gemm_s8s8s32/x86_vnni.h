@@ -71,12 +71,14 @@ void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t c
   }
 }
 
-// Asks for part [begin, end) of `parts` of the NP panels' slice that follows [k_begin, k_end), or of
-// the next NP panels' first, while the tiles of this one multiply: weights from beyond L2 would
+// Asks for part [begin, end) of `parts` of the NP panels' slice that follows [k_begin, k_end), or
+// of the next NP panels' first, while the tiles of this one multiply: weights from beyond L2 would
 // keep the first tile of a slice waiting.
 template <int NP>
-__attribute__((always_inline)) inline void prefetch_next(const GemmS8S8S32& p, int64_t column, int64_t k_end, int64_t slice,
-                          int64_t begin, int64_t end, int64_t parts) {
+__attribute__((always_inline)) inline void prefetch_next(const GemmS8S8S32& p, int64_t column,
+                                                         int64_t k_end, int64_t slice,
+                                                         int64_t begin, int64_t end,
+                                                         int64_t parts) {
   if (k_end == p.k_pad) {
     column += NP * kPanelColumns;
     k_end = 0;

@@ -24,6 +24,7 @@ _PASSES = (
     getitem,
     aten.clone.default,
     aten.contiguous.default,
+    aten.flatten.using_ints,
     aten.permute.default,
     aten.reshape.default,
     aten.select.int,
