@@ -61,15 +61,19 @@ struct Buffers {
 
 // The rows of `p`, int8 already, in the layout that `p` asks for.
 void lay_out_rows(const QuantizeRowwise& p) {
+  const auto store = [&p](const char* x, int64_t bytes, int8_t* to) {
+    uint8_t block[kBlockK] = {};
+    std::memcpy(block, x, size_t(bytes));
+    for (uint8_t& byte : block) byte ^= p.flip;
+    std::memcpy(to, block, kBlockK);
+  };
   for (int64_t m = 0; m < p.rows; ++m) {
     const char* x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
     const RowDestination row = row_destination(p, m);
-    for (int64_t k = 0; k < p.k_store; k += kBlockK) {
-      uint8_t block[kBlockK] = {};
-      std::memcpy(block, x + k, size_t(std::min(kBlockK, p.k - k)));
-      for (uint8_t& byte : block) byte ^= p.flip;
-      std::memcpy(row.q + k / kBlockK * row.k_block_stride, block, kBlockK);
-    }
+    int8_t* to = row.q;
+    int64_t k = 0;
+    for (; k + kBlockK <= p.k; k += kBlockK, to += row.k_block_stride) store(x + k, kBlockK, to);
+    if (k < p.k_store) store(x + k, p.k - k, to);
   }
 }
 
