@@ -6,8 +6,10 @@ namespace fastinfer::cpu {
 
 namespace {
 
-// Cost model in cycles of one core, per ISA: multiply-adds a cycle, and cycles a byte to read
-// weights from beyond the L2 cache, to quantise an element and to start a parallel region.
+// Cost model in cycles of one core, per ISA: multiply-adds a cycle, and cycles that reading a byte
+// of weights from beyond the L2 cache adds, that it takes to quantise an element and to start a
+// parallel region. Each of two tasks that share columns quantises the same rows; each of two that
+// share rows reads the same weights.
 double macs_per_cycle(Isa isa) {
   switch (isa) {
     case Isa::generic: return 1;
@@ -22,7 +24,7 @@ double macs_per_cycle(Isa isa) {
   }
   return 1;
 }
-constexpr double kCyclesPerWeightByte = 0.1;
+constexpr double kCyclesPerWeightByte = 0.08;
 constexpr double kCyclesPerQuantizedElement = 0.35;
 constexpr double kCyclesPerExpandedByte = 0.1;
 constexpr double kCyclesPerParallelRegion = 8000;
@@ -46,8 +48,7 @@ constexpr int64_t kExpandedBytes = 256 << 10;
 
 double task_cycles(double m, double n, double k, Isa isa, const WeightKinds& kinds) {
   const double work = kinds.masked ? 1 : kinds.stored;
-  return std::max(work * m * n * k / macs_per_cycle(isa),
-                  kinds.stored * n * k * kCyclesPerWeightByte) +
+  return work * m * n * k / macs_per_cycle(isa) + kinds.stored * n * k * kCyclesPerWeightByte +
          (kinds.masked ? n * k * kCyclesPerExpandedByte : 0) + m * k * kCyclesPerQuantizedElement;
 }
 
