@@ -23,7 +23,8 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int kMaxRows = int(kMostMaskedRows);
-constexpr int64_t kGroupPanels = 4;  // that go through the epilogue together
+constexpr int64_t kAheadBytes = 8192;  // of the weight: the prefetchers stop at the end of a page
+constexpr int64_t kGroupPanels = 4;    // that go through the epilogue together
 
 // The rows of A side by side, 4 bytes of each in turn: a step reads one place, and rows that are a
 // multiple of 4 KiB apart do not push each other out of L1.
@@ -50,6 +51,7 @@ void masked_panel_sums(const uint8_t* masked, const uint8_t* last, const int8_t*
     for (int step = 0; step < kBlockK / 4; step += kSplit, a += 4 * MR * kSplit) {
       each<kSplit>([&](auto j) FASTINFER_INLINE {
         const __m512i b_s8 = expand(mask, value);
+        __builtin_prefetch(value + kAheadBytes);
         value += expand.count(mask);
         mask += 8;
         each<MR>([&](auto i) FASTINFER_INLINE {
