@@ -9,6 +9,8 @@ namespace fastinfer::cpu {
 
 namespace {
 
+constexpr int64_t kAheadBytes = 8192;  // of the weight: the prefetchers stop at the end of a page
+
 template <class Expand>
 void expand_slices(const ExpandS8& p) {
   const Expand expand;
@@ -19,6 +21,7 @@ void expand_slices(const ExpandS8& p) {
     const uint8_t* value = masked + kMaskBytes;
 #pragma GCC unroll 4
     for (const uint8_t* mask = masked; mask < masked + kMaskBytes; mask += 8, out += 64) {
+      __builtin_prefetch(value + kAheadBytes);
       _mm512_store_si512(out, expand(mask, value));
       value += expand.count(mask);
     }
