@@ -46,7 +46,7 @@ def zeroed(weight: Tensor, name: str) -> Tensor:
 
 
 def layer(weight: Tensor, bias: Tensor, name: str) -> QuantizedLinear:
-    layout = layout_for(STRUCTURES[name]) if name in STRUCTURES else "dense"
+    layout = layout_for(STRUCTURES[name], weight.shape[1]) if name in STRUCTURES else "dense"
     return QuantizedLinear.from_linear(make_linear(weight, bias), layout)
 
 

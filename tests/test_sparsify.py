@@ -53,18 +53,34 @@ def test_the_numbers_are_those_of_dense_int8_on_the_same_zeros(layout, masks, ra
 
 
 @pytest.mark.parametrize(
-    ("structure", "layout"),
+    ("structure", "k", "layout"),
     [
-        (Sparse24(), "sp24"),
-        (Unstructured(), "bitmask"),
-        (BlockSparse(), "bsr"),
-        (BlockSparse((48, 128)), "bsr"),
-        (BlockSparse((8, 64)), "bitmask"),
-        (BlockSparse((16, 32)), "bitmask"),
+        (Sparse24(), 64, "sp24"),
+        (Sparse24(), 265, "bitmask"),
+        (Sparse24(), 1000, "sp24"),
+        (Unstructured(), 64, "bitmask"),
+        (BlockSparse(), 265, "bsr"),
+        (BlockSparse((48, 128)), 64, "bsr"),
+        (BlockSparse((8, 64)), 64, "bitmask"),
+        (BlockSparse((16, 32)), 64, "bitmask"),
     ],
 )
-def test_layouts(structure, layout):
-    assert layout_for(structure) == layout
+def test_layouts(structure, k, layout):
+    assert layout_for(structure, k) == layout
+
+
+def test_2_of_4_of_a_k_that_is_no_multiple_of_64():
+    """As small as the zeros allow, with the bits of the dense layer."""
+    model, x = nn.Sequential(nn.Linear(265, 64)).eval(), torch.randn(5, 265)
+    prune_(model, Sparse24(), progress=False)
+    dense = copy.deepcopy(model)
+    finalize_pruning_(dense)
+    fastinfer.quantize_(dense)
+    sparsify_(model)
+    assert model[0].layout == "bitmask"
+    assert torch.equal(model(x), dense(x))
+    # 64 columns of a panel of 16 rows: 128 bytes of masks; half of 265 values, 133 at most.
+    assert model[0].weight_packed.nbytes <= 64 * (320 / 8 + 133) + 1024
 
 
 def test_dense_is_kept_where_sparse_is_no_smaller():

@@ -81,7 +81,7 @@ class Int8Sparse:
             pruned = copy.copy(linear)
             weight = nn.Parameter(torch.where(mask, present, 0), requires_grad=False)
             pruned._parameters = linear._parameters | {"weight": weight}
-            return QuantizedLinear.from_linear(pruned, layout_for(self.structure))
+            return QuantizedLinear.from_linear(pruned, layout_for(self.structure, linear.in_features))
 
         return make
 

@@ -80,7 +80,8 @@ def sparsify_(
         dense |= make_twins(group)
         structure = structures.get(group[0].name)
         if structure is not None:
-            make = partial(QuantizedLinear.from_linear, layout=layout_for(structure))
+            layout = layout_for(structure, group[0].module.in_features)
+            make = partial(QuantizedLinear.from_linear, layout=layout)
             twins = make_twins(group, make)
             if tensor_bytes(twins[group[0].module]) < tensor_bytes(dense[group[0].module]):
                 sparse |= twins
@@ -96,10 +97,14 @@ def sparsify_(
     return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model), fusion)
 
 
-def layout_for(structure: Structure) -> Layout:
-    """The layout that stores weights of a structure in the fewest bytes."""
+def layout_for(structure: Structure, in_features: int) -> Layout:
+    """The layout that stores weights of a structure in the fewest bytes; of 2:4 "sp24" as long as it
+    is within a twentieth of that, since it has a form for GPUs too. It holds half of K values a row
+    with K rounded up to 64, "bitmask" half of K as it is; both hold a bit for each of the padded."""
     if isinstance(structure, Sparse24):
-        return "sp24"
+        padded = -(-in_features // _TILE[1]) * _TILE[1]
+        sp24, bitmask = padded / 8 + padded / 2, padded / 8 + in_features / 2
+        return "sp24" if bitmask > 0.95 * sp24 else "bitmask"
     if isinstance(structure, BlockSparse):
         whole = all(size % tile == 0 for size, tile in zip(structure.block, _TILE, strict=True))
         return "bsr" if whole else "bitmask"
