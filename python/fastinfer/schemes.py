@@ -81,7 +81,8 @@ class Int8Sparse:
             pruned = copy.copy(linear)
             weight = nn.Parameter(torch.where(mask, present, 0), requires_grad=False)
             pruned._parameters = linear._parameters | {"weight": weight}
-            return QuantizedLinear.from_linear(pruned, layout_for(self.structure, linear.in_features))
+            layout = layout_for(self.structure, linear.in_features)
+            return QuantizedLinear.from_linear(pruned, layout)
 
         return make
 

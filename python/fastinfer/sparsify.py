@@ -98,9 +98,10 @@ def sparsify_(
 
 
 def layout_for(structure: Structure, in_features: int) -> Layout:
-    """The layout that stores weights of a structure in the fewest bytes; of 2:4 "sp24" as long as it
-    is within a twentieth of that, since it has a form for GPUs too. It holds half of K values a row
-    with K rounded up to 64, "bitmask" half of K as it is; both hold a bit for each of the padded."""
+    """The layout that stores weights of a structure in the fewest bytes; of 2:4 "sp24" as long as
+    it is within a twentieth of that, since it has a form for GPUs too. A row of "sp24" holds half
+    of K values with K rounded up to 64, one of "bitmask" half of K as it is, both a bit for each of
+    the padded."""
     if isinstance(structure, Sparse24):
         padded = -(-in_features // _TILE[1]) * _TILE[1]
         sp24, bitmask = padded / 8 + padded / 2, padded / 8 + in_features / 2
