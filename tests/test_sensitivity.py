@@ -110,7 +110,7 @@ def test_finds_the_planted_layer_and_its_code_runs(randn: Randn) -> None:
         swapped = {n for n, m in changed.named_modules() if isinstance(m, QuantizedLinear)}
         assert swapped == names
         layouts = {changed[int(n)].layout for n in names}
-        assert (layouts != {"dense"}) == (label == SPARSE.label)  # where it is smaller
+        assert ("bitmask" in layouts) == (label == SPARSE.label)  # where it is smaller
 
 
 def test_code_names_criteria_and_functions(randn: Randn) -> None:
