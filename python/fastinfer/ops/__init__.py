@@ -8,6 +8,7 @@ has a gradient. One file an operator, or a pair of inverse ones: check, wrapper,
 from fastinfer.ops._act_mul import act_mul
 from fastinfer.ops._attention import MAX_HEAD_DIM, attention
 from fastinfer.ops._common import ACTIVATIONS, MAX_K
+from fastinfer.ops._embedding import embedding_w8
 from fastinfer.ops._linear import linear_w8a8
 from fastinfer.ops._linear_cat import linear_w8a8_cat
 from fastinfer.ops._linear_gated import linear_w8a8_gated
@@ -35,6 +36,7 @@ __all__ = [
     "Layout",
     "act_mul",
     "attention",
+    "embedding_w8",
     "layer_norm",
     "layout_of",
     "linear_w8a8",
