@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastinfer import ops
-from fastinfer.ops._common import WHY_NO_CUDA
+from fastinfer.nn.packed_weight import PackedWeight, layout_on_cuda
+from fastinfer.nn.plain import FLOATS, why_not_plain
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _linear_w8a8 = torch.ops.fastinfer.linear_w8a8.default
 _PLAIN = ("none", None, None)  # activation, residual, out_dtype
 
@@ -31,7 +31,7 @@ class WithoutGradient(torch.autograd.Function):
         )
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(PackedWeight):
     """``y = x @ W.T + bias`` with an int8 weight and rows of ``x`` quantised as they come.
 
     Takes the place of a trained :class:`torch.nn.Linear` for inference, on a CPU or on CUDA. The
@@ -61,8 +61,6 @@ class QuantizedLinear(nn.Module):
         ValueError: ``in_features`` is too large for exact int32 sums, or a size is negative.
     """
 
-    weight_packed: Tensor
-    weight_scale: Tensor
     bias: Tensor | None
     input_scale: Tensor | None
     input_offset: Tensor | None
@@ -89,16 +87,8 @@ class QuantizedLinear(nn.Module):
             raise ValueError(f"{type(self).__name__}: out_features is {out_features}, want >= 0")
         self.in_features = in_features
         self.out_features = out_features
-        # Zeros carry no header, so an empty layer cannot pass for a filled one.
-        packed = torch.zeros(
-            ops.packed_bytes(out_features, in_features), dtype=torch.uint8, device=device
-        )
-        scale = torch.zeros(out_features, dtype=torch.float32, device=device)
-        # Of the weight when it comes back from a GPU as "cuda"; "cuda_sp24" becomes "sp24".
-        self.host_layout: ops.Layout = "dense"
-        self.register_buffer("weight_packed", packed)
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("bias", torch.zeros_like(scale) if bias else None)
+        self._make_weight(device)
+        self.register_buffer("bias", torch.zeros_like(self.weight_scale) if bias else None)
         for name in ("input_scale", "input_offset"):
             value = torch.zeros(1, dtype=torch.float32, device=device) if static else None
             self.register_buffer(name, value)
@@ -128,8 +118,8 @@ class QuantizedLinear(nn.Module):
                 "GPU when it moves there"
             )
         weight, bias = linear.weight.detach(), linear.bias
-        if weight.dtype not in _FLOATS:
-            raise TypeError(f"from_linear: weight has dtype {weight.dtype}, want one of {_FLOATS}")
+        if weight.dtype not in FLOATS:
+            raise TypeError(f"from_linear: weight has dtype {weight.dtype}, want one of {FLOATS}")
         layer = cls(linear.in_features, linear.out_features, bias is not None, device="meta")
         layer.train(linear.training)
         if weight.is_meta:
@@ -142,7 +132,7 @@ class QuantizedLinear(nn.Module):
             )
         if layout != "sp24":
             layer.host_layout = layout
-        there: ops.Layout = _layout_on_cuda(layout) if quantized.is_cuda else layout
+        there: ops.Layout = layout_on_cuda(layout) if quantized.is_cuda else layout
         layer.weight_packed = ops.pack_w8(quantized, there)
         layer.weight_scale = scale
         if bias is not None:
@@ -208,28 +198,14 @@ class QuantizedLinear(nn.Module):
                 f"{type(self).__name__}: x has shape {list(x.shape)}, "
                 f"want [..., {self.in_features}]"
             )
-        if not self.weight_packed.is_meta and not self.weight_packed[:8].any():
-            raise ValueError(
-                f"{type(self).__name__}: the layer is empty, want weights: load a state_dict into "
-                "it"
-            )
+        self._check_not_empty()
         fixed = {"x_scale": self.input_scale, "x_offset": self.input_offset}
         given = {name: value for name, value in fixed.items() if value is not None}
         self._checked(x, self.weight_packed, self.weight_scale, self.bias, **given)
 
-    def dequantize(self) -> Tensor:
-        """The weight as the layer uses it: float32 ``[out_features, in_features]``, a new tensor.
-
-        Raises:
-            ValueError: the layer is empty.
-        """
-        weight = ops.unpack_w8(self.weight_packed, self.out_features, self.in_features)
-        return weight * self.weight_scale[:, None]
-
     @property
-    def layout(self) -> ops.Layout | None:
-        """How the weight is stored, see :func:`fastinfer.ops.pack_w8`; None of an empty layer."""
-        return ops.layout_of(self.weight_packed)
+    def _weight_shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
 
     @property
     def weight(self) -> Tensor:
@@ -245,105 +221,13 @@ class QuantizedLinear(nn.Module):
             + (", static" if self.input_scale is not None else "")
         )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Lets moves through and keeps the dtypes: rounded scales would change the results. The
-        weight of a layer that comes to a GPU, or leaves one, is packed anew for where it goes."""
-
-        def move(t: Tensor) -> Tensor:
-            moved = fn(t)
-            return moved if moved.dtype == t.dtype else t.to(moved.device)
-
-        here = self.weight_packed.device
-        there = fn(self.weight_packed.new_empty(0)).device
-        if here.type == "cpu" and there.type == "cuda" and WHY_NO_CUDA:
-            raise RuntimeError(f"QuantizedLinear: cannot move to {there}: {WHY_NO_CUDA}")
-        if here.type == "cpu" and there.type != "meta":
-            self.weight_packed = self._packed_for(there, self.weight_packed)
-        super()._apply(move, recurse)
-        if here.type == "cuda" and there.type == "cpu":
-            self.weight_packed = self._packed_for(there, self.weight_packed)
-        return self
-
-    def _packed_for(self, device: torch.device, packed: Tensor) -> Tensor:
-        """A packed weight, on the CPU, in the layout that ``device`` wants; else as it is."""
-        layout, to_gpu = ops.layout_of(packed), device.type == "cuda"
-        if layout is None:
-            if packed[:8].any():  # not an empty layer's, and nothing that can be packed anew
-                return packed
-            want: ops.Layout = "cuda" if to_gpu else "dense"
-            return packed.new_zeros(ops.packed_bytes(self.out_features, self.in_features, want))
-        if to_gpu and layout not in ops.CUDA_LAYOUTS:
-            if layout != "sp24":
-                self.host_layout = layout
-            return ops.repack_w8(packed, _layout_on_cuda(layout))
-        if not to_gpu and layout in ops.CUDA_LAYOUTS:
-            return ops.repack_w8(packed, "sp24" if layout == "cuda_sp24" else self.host_layout)
-        return packed
-
-    def _at_home_on(self, device: torch.device, packed: Tensor) -> Tensor:
-        """A packed weight that will lie on ``device``, packed anew if it is in another's layout:
-        it may have been saved by one and read by the other."""
-        if not _is_foreign(packed, device):
-            return packed
-        return self._packed_for(device, packed.cpu()).to(packed.device)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        packed = self._buffers["weight_packed"]
-        if type(packed) is Tensor and not packed.is_meta:
-            self._buffers["weight_packed"] = self._at_home_on(packed.device, packed)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        problem = self._why_not_loadable(state_dict, prefix)
-        if problem is not None:  # refused as a whole, strict or not
-            error_msgs.append(problem)
-            return
-        packed = state_dict.get(f"{prefix}weight_packed")
-        if packed is not None and not packed.is_meta:
-            assigned = local_metadata.get("assign_to_params_buffers", False)
-            device = packed.device if assigned else self.weight_packed.device
-            packed = self._at_home_on(device, packed)
-            state_dict[f"{prefix}weight_packed"] = packed
-        if packed is not None and packed.shape != self.weight_packed.shape:  # of another layout
-            self.weight_packed = self.weight_packed.new_empty(packed.shape)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+    def _try_weight(self, packed: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        self._checked(torch.empty(0, self.in_features, device=packed.device), packed, scale, bias)
 
     def _why_not_loadable(self, state_dict: dict[str, Any], prefix: str) -> str | None:
-        if f"{prefix}weight" in state_dict:
-            return (
-                f"{prefix}weight is the weight of a float layer, want {prefix}weight_packed and "
-                f"{prefix}weight_scale: load the checkpoint into the float model first, then "
-                "quantise that"
-            )
-        packed = state_dict.get(f"{prefix}weight_packed")
-        scale = state_dict.get(f"{prefix}weight_scale")
-        bias = state_dict.get(f"{prefix}bias")
-        if packed is None and scale is None:
-            return None
-        if packed is None or scale is None:
-            missing = "weight_packed" if packed is None else "weight_scale"
-            return f"{prefix}{missing} is missing, want it beside its partner"
-        if scale.shape != (self.out_features,):
-            return f"{prefix}weight_scale has shape {list(scale.shape)}, want [{self.out_features}]"
-        try:  # the operator checks its weight, and no rows cost nothing
-            if _is_foreign(packed, packed.device):
-                packed, scale = ops.repack_w8(packed.cpu(), "dense"), scale.cpu()
-                bias = None if bias is None else bias.cpu()
-            rows = torch.empty(0, self.in_features, device=packed.device)
-            self._checked(rows, packed, scale, bias)
-        except (TypeError, ValueError) as error:
-            return f"{prefix}weight_packed, {prefix}weight_scale, {prefix}bias: {error}"
+        problem = super()._why_not_loadable(state_dict, prefix)
+        if problem is not None or f"{prefix}weight_packed" not in state_dict:
+            return problem
         return self._why_not_input_range(state_dict, prefix)
 
     def _why_not_input_range(self, state_dict: dict[str, Any], prefix: str) -> str | None:
@@ -372,17 +256,6 @@ class QuantizedLinear(nn.Module):
         return None
 
 
-def _layout_on_cuda(layout: ops.Layout) -> ops.Layout:
-    """What a weight of a layout of CPUs becomes on CUDA."""
-    return "cuda_sp24" if layout == "sp24" else "cuda"
-
-
-def _is_foreign(packed: Tensor, device: torch.device) -> bool:
-    """Whether a packed weight is in a layout that ``device`` does not read."""
-    layout = ops.layout_of(packed)
-    return layout is not None and (layout in ops.CUDA_LAYOUTS) != (device.type == "cuda")
-
-
 def scale_and_offset(low: float, high: float) -> tuple[Tensor, Tensor]:
     """What :meth:`QuantizedLinear.set_input_range` sets: float32 ``[1]`` each, on the CPU."""
     ends = torch.tensor([low, high], dtype=torch.float32, device="cpu")
@@ -395,31 +268,10 @@ def scale_and_offset(low: float, high: float) -> tuple[Tensor, Tensor]:
 
 def why_not_quantizable(module: nn.Module) -> str | None:
     """Why :func:`quantize_linear` refuses ``module``, as a sentence, or None if it does not."""
-    if type(module) is not nn.Linear:
-        if isinstance(module, nn.Linear):
-            return f"it is a {type(module).__name__}, a subclass of nn.Linear"
-        return f"it is a {type(module).__name__}, not an nn.Linear"
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-        module._state_dict_hooks,
-        module._state_dict_pre_hooks,
-        module._load_state_dict_pre_hooks,
-        module._load_state_dict_post_hooks,
-    )
-    if any(hooks):
-        return "it has hooks"
-    if "forward" in vars(module):
-        return "its forward was replaced on the instance"
-    extras = [*module._modules, *module._buffers, *module._parameters.keys() - {"weight", "bias"}]
-    if extras:
-        return f"it holds more than a weight and a bias: {', '.join(extras)}"
-    if type(module.weight) is not nn.Parameter:
-        return f"its weight is a {type(module.weight).__name__}, not a plain parameter"
-    if module.weight.dtype not in _FLOATS:
-        return f"its weight has dtype {module.weight.dtype}, not float32, bfloat16 or float16"
+    reason = why_not_plain(module, nn.Linear, "weight", "bias")
+    if reason is not None:
+        return reason
+    assert isinstance(module, nn.Linear)
     n, k = module.out_features, module.in_features
     if module.weight.shape != (n, k):
         return f"its weight has shape {list(module.weight.shape)}, not [{n}, {k}]"
