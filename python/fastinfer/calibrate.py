@@ -60,7 +60,7 @@ def calibrate(
         raise ValueError(f"percentile: got {percentile}, want above 50, up to 100")
 
     layers = find_layers(model, None, quantized_too=True)
-    group_tied(model, layers)  # gives its reason to what stays float anyway
+    group_tied(model, layers, embeddings_too=True)  # gives its reason to what stays float anyway
     seen = {
         layer.module: _Seen(layer.name, method != "absmax")
         for layer in layers

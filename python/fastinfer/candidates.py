@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastinfer.nn import QuantizedLinear, WeightOnlyLinear, why_not_quantizable
+from fastinfer.nn import (
+    QuantizedLinear,
+    WeightOnlyLinear,
+    why_not_quantizable,
+    why_not_quantizable_embedding,
+)
 from fastinfer.ops._common import why_not_on
 from fastinfer.projections import is_conv1d
 
@@ -21,12 +26,16 @@ LEFT_OUT = "filter_fn left it out"
 
 @dataclass
 class Layer:
-    """A linear module, every place in the model where it stands, and why it stays (or None)."""
+    """A linear module, every place in the model where it stands, and why it stays (or None).
+
+    Beside linear layers of the same weight, an nn.Embedding.
+    """
 
     module: Any  # nn.Linear, a subclass of it, QuantizedLinear or, where asked for, Conv1D
     names: list[str]
     places: list[tuple[nn.Module, str]] = field(default_factory=list)  # (parent, attribute)
     reason: str | None = None
+    embeddings: tuple[str, ...] = ()  # first names of those that are quantised together with it
 
     @property
     def name(self) -> str:
@@ -69,11 +78,20 @@ def find_layers(
 
 def list_layers(model: nn.Module, conv1d_too: bool = False) -> list[Layer]:
     """Every linear module below `model`, in the model's order, each once, without reasons."""
+    return _list(
+        model,
+        lambda module: (
+            isinstance(module, nn.Linear | QuantizedLinear) or (conv1d_too and is_conv1d(module))
+        ),
+    )
+
+
+def _list(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[Layer]:
+    """Every module below `model` that is `wanted`, in the model's order, each once."""
     layers = {
         id(module): Layer(module, [name])
         for name, module in model.named_modules()
-        if name
-        and (isinstance(module, nn.Linear | QuantizedLinear) or (conv1d_too and is_conv1d(module)))
+        if name and wanted(module)
     }
     for prefix, parent in model.named_modules():
         for attribute, child in parent._modules.items():  # named_children() hides repetitions
@@ -86,33 +104,58 @@ def list_layers(model: nn.Module, conv1d_too: bool = False) -> list[Layer]:
     return list(layers.values())
 
 
-def group_tied(model: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
+def group_tied(
+    model: nn.Module, layers: Iterable[Layer], embeddings_too: bool = False
+) -> list[list[Layer]]:
     """The float layers without a reason, those that share a weight together.
 
     A group is quantised as a whole or not at all, so that tied weights stay tied. A layer whose
     weight is also held by a module that stays float (an nn.Embedding, as in many language models;
     a layer that is left) gets that as its reason: quantising it would add an int8 copy to a float
     weight that must stay.
+
+    embeddings_too: plain nn.Embedding modules join the group of their weight, behind its linear
+    layers.
     """
     groups: dict[int, list[Layer]] = {}
     for layer in layers:
         if layer.reason is None and not isinstance(layer.module, QuantizedLinear):
             groups.setdefault(layer.module.weight.data_ptr(), []).append(layer)
+    if embeddings_too:
+        _join_embeddings(model, groups)
     held = owners(model)
     for address, group in groups.items():
         if address == 0:  # an empty weight is tied to nothing
             continue
         members = {id(layer.module) for layer in group}
         weights = {(layer.module.weight.shape, layer.module.weight.stride()) for layer in group}
-        outsiders = [name for name, module in held[address] if id(module) not in members]
+        outsiders = [(name, module) for name, module in held[address] if id(module) not in members]
         for layer in group:
             if outsiders:
-                layer.reason = f"its weight is tied to {outsiders[0]}"
+                layer.reason = _tied_to(*outsiders[0], embeddings_too)
             elif len(weights) > 1:
                 layer.reason = "its weight is tied to another view of the same numbers"
     tied = [group for address, group in groups.items() if address]
     empty = [[layer] for layer in groups.get(0, [])]
     return [group for group in tied + empty if group[0].reason is None]
+
+
+def _join_embeddings(model: nn.Module, groups: dict[int, list[Layer]]) -> None:
+    """Appends plain embeddings to the groups of their weights, by address."""
+    for embedding in _list(model, lambda m: why_not_quantizable_embedding(m) is None):
+        address = embedding.module.weight.data_ptr()
+        if address in groups and address != 0:
+            for layer in groups[address]:
+                layer.embeddings += (embedding.name,)
+            groups[address].append(embedding)
+
+
+def _tied_to(name: str, module: nn.Module, embeddings_too: bool) -> str:
+    """Why a layer stays float whose weight is also called `name`, in `module`."""
+    why = ""
+    if embeddings_too and isinstance(module, nn.Embedding):
+        why = f", and {why_not_quantizable_embedding(module)}"
+    return f"its weight is tied to {name}{why}"
 
 
 def group_layers(model: nn.Module, layers: list[Layer]) -> list[list[Layer]]:

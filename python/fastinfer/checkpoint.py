@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fastinfer.config import Int8Dynamic, Int8WeightOnly
 from fastinfer.fuse import fuse_
 from fastinfer.huggingface import build_empty, import_transformers
-from fastinfer.nn import QuantizedLinear
+from fastinfer.nn import QuantizedEmbedding, QuantizedLinear
+from fastinfer.nn.packed_weight import PackedWeight
 from fastinfer.optimized import Optimized
 from fastinfer.swap import close_fused_paths
 
@@ -62,6 +63,17 @@ def save(optimized: Optimized, source: Path, out: Path) -> None:
             }
             for name, layer in model.named_modules(remove_duplicate=False)
             if isinstance(layer, QuantizedLinear)
+        ],
+        "int8_embeddings": [
+            {
+                "name": name,
+                "num_embeddings": layer.num_embeddings,
+                "embedding_dim": layer.embedding_dim,
+                "padding_idx": layer.padding_idx,
+                "dtype": str(layer.dtype).removeprefix("torch."),
+            }
+            for name, layer in model.named_modules(remove_duplicate=False)
+            if isinstance(layer, QuantizedEmbedding)
         ],
         "shared": shared,
         "fused": optimized.summary.fusion is not None,
@@ -107,12 +119,14 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
         model = build_empty(path)
         for layer in layers:
             sizes = int(layer["in_features"]), int(layer["out_features"])
-            parent, _, attribute = str(layer["name"]).rpartition(".")
             kind = _LAYERS[layer["scheme"]]
-            twin = kind(*sizes, bool(layer["bias"]), device="meta").eval()
-            if not isinstance(model.get_submodule(layer["name"]), nn.Linear):
-                raise ValueError(f"{layer['name']} is no linear layer of the model")
-            setattr(model.get_submodule(parent), attribute, twin)
+            twin = kind(*sizes, bool(layer["bias"]), device="meta")
+            _replace(model, layer["name"], nn.Linear, "linear layer", twin)
+        for layer in description.get("int8_embeddings", []):
+            sizes = int(layer["num_embeddings"]), int(layer["embedding_dim"])
+            dtype = getattr(torch, layer["dtype"])
+            embedding = QuantizedEmbedding(*sizes, layer["padding_idx"], "meta", dtype)
+            _replace(model, layer["name"], nn.Embedding, "embedding", embedding)
         tensors = load_file(path / _TENSORS)
         tensors |= {name: tensors[other] for name, other in shared.items()}
     except (AttributeError, KeyError, TypeError, OSError, SafetensorError) as error:
@@ -124,6 +138,15 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
     if fused:
         fuse_(model)
     return model
+
+
+def _replace(
+    model: nn.Module, name: str, kind: type[nn.Module], described: str, twin: nn.Module
+) -> None:
+    if not isinstance(model.get_submodule(name), kind):
+        raise ValueError(f"{name} is no {described} of the model")
+    parent, attribute = _place(model, name)
+    setattr(parent, attribute, twin.eval())
 
 
 def _scheme(layer: QuantizedLinear) -> str:
@@ -163,7 +186,7 @@ def _set_tensors(
         raise ValueError(f"{path}: damaged: {differing[0]} is in the file or in the model alone")
     for name, tensor in tensors.items():
         module, attribute = _place(model, name)
-        if isinstance(module, QuantizedLinear) and attribute == "weight_packed":
+        if isinstance(module, PackedWeight) and attribute == "weight_packed":
             continue  # its size is that of its layout, which the layer checks
         if tensor.shape != want[name].shape:
             shapes = f"{list(tensor.shape)}, want {list(want[name].shape)}"

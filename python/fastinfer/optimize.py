@@ -129,7 +129,7 @@ def _search(
     say("Timing the linear layers beside their int8 twins")
     layers = find_layers(model, filter_fn)
     sizes = {layer.name: tensor_bytes(layer.module) for layer in layers}
-    trial.pairs = make_pairs(model, group_tied(model, layers), spill)
+    trial.pairs = make_pairs(model, group_tied(model, layers, embeddings_too=True), spill)
     timings, own_errors = trial.time_pairs(trial.pairs)
     for pair in trial.pairs:
         reason = verdict([timings[m.module] for m in pair.layers if m.module in timings])

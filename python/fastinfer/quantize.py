@@ -65,8 +65,9 @@ def quantize_(
     layers with hooks or with a forward of their own, layers that filter_fn rejects, dtypes other
     than float32, bfloat16 and float16, K above 131071, weights with NaN or Inf, weights not on the
     CPU, layers quantised already (but Int8Static fixes the ranges, or fixes them anew, of those
-    that its calibration has). Two layers that share a weight share the int8 one as well; a layer
-    whose weight is tied to a module that stays float (lm_head to an embedding) stays too.
+    that its calibration has). Two layers that share a weight share the int8 one as well, and so
+    does a plain nn.Embedding (that of the tokens, whose weight lm_head often has), which becomes a
+    `fastinfer.nn.QuantizedEmbedding`; a layer whose weight is tied to another module stays.
 
     nn.TransformerEncoderLayer has a fused path in eval mode that reads its linear layers' weights
     and never calls them; it is switched off in those whose layers were replaced. Positions that
@@ -84,7 +85,7 @@ def quantize_(
     ranges = config.calibration.by_name if isinstance(config, Int8Static) else {}
     layers = find_layers(model, filter_fn, quantized_too=static)
     check_names(ranges, layers)
-    groups = group_tied(model, layers)
+    groups = group_tied(model, layers, embeddings_too=True)
     for layer in layers:
         if layer.reason is None and isinstance(layer.module, QuantizedLinear):
             if layer.name in ranges:
@@ -111,9 +112,10 @@ def quantize_(
         sqnr = weight_sqnr_db(layer.module, twin) if twin and was_float else None
         label = config.label if weight_only else None
         rows.append(make_row(layer, twin, timings.get(layer.module), sqnr, static, label))
-    for layer in layers:
-        if layer.reason is None:
-            put(layer, made[layer.module])
+    for group in groups:
+        for layer in group:
+            if layer.reason is None:
+                put(layer, made[layer.module])
     close_fused_paths(model)
     fusion = fuse_(model, example_inputs) if fuse else None
     return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model), fusion)
@@ -157,9 +159,9 @@ def _make(
     make: Make,
     ranges: Mapping[str, InputRange],
     progress: bool | None,
-) -> dict[nn.Module, QuantizedLinear]:
+) -> dict[nn.Module, Any]:
     """The int8 layer of each float one; those of a group share their weight."""
-    made: dict[nn.Module, QuantizedLinear] = {}
+    made: dict[nn.Module, Any] = {}
     console = Console(stderr=True)
     if progress is None:
         weights = sum(g[0].module.in_features * g[0].module.out_features for g in groups)

@@ -26,6 +26,7 @@ class Row:
     ms_before: float | None = None  # what the guard measured, over all calls of the layer
     ms_after: float | None = None
     note: str | None = None  # why its scheme is another than the one asked for
+    embeddings: tuple[str, ...] = ()  # those of its weight, which became int8 with it
 
 
 class Summary(Printable):
@@ -64,6 +65,7 @@ class Summary(Printable):
         """Plain data, fit for json: a number that is not finite (an exact weight) is None."""
         rows = [asdict(row) for row in self.rows]
         for row in rows:
+            row["embeddings"] = list(row["embeddings"])
             if row["sqnr_db"] == float("inf"):
                 row["sqnr_db"] = None
         return {
@@ -146,7 +148,7 @@ class _Line:
 def _lines(rows: tuple[Row, ...]) -> list[_Line]:
     def key(row: Row) -> tuple[object, ...]:
         kind = without_numbers(row.name), row.in_features, row.out_features
-        return *kind, row.scheme, row.note, row.reason
+        return *kind, row.scheme, row.note, row.reason, row.embeddings
 
     return [_Line(name, group) for name, group in group_like(rows, key)]
 
@@ -154,7 +156,8 @@ def _lines(rows: tuple[Row, ...]) -> list[_Line]:
 def _now(row: Row) -> str:
     if row.scheme is None:
         return f"left: {row.reason}"
-    return row.scheme if row.note is None else f"{row.scheme}: {row.note}"
+    scheme = ", with ".join((row.scheme, *row.embeddings))
+    return scheme if row.note is None else f"{scheme}: {row.note}"
 
 
 def _change(before: float, after: float) -> str:

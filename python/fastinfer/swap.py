@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from fastinfer.candidates import Layer
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import tensor_bytes
 from fastinfer.guard import Timing
-from fastinfer.nn import QATLinear, QuantizedLinear
+from fastinfer.nn import QATLinear, QuantizedEmbedding, QuantizedLinear
 from fastinfer.ops import unpack_w8
 from fastinfer.summary import Row
 
@@ -22,13 +23,17 @@ Make = Callable[[nn.Linear], QuantizedLinear]
 
 def make_twins(
     group: Sequence[Layer], make: Make = QuantizedLinear.from_linear
-) -> dict[nn.Module, QuantizedLinear]:
-    """The int8 layer of each float one of a group; they share their weight, made of the first."""
+) -> dict[nn.Module, Any]:
+    """The int8 layer of each float one of a group; they share their weight, made of the first,
+    which is a linear layer."""
     # Made as normal tensors even within inference_mode, or nothing could be loaded into them later.
     with torch.inference_mode(False), torch.no_grad():
         first = make(group[0].module)
-        made = {group[0].module: first}
+        made: dict[nn.Module, Any] = {group[0].module: first}
         for layer in group[1:]:
+            if isinstance(layer.module, nn.Embedding):
+                made[layer.module] = QuantizedEmbedding.from_embedding(layer.module, first)
+                continue
             twin = made[layer.module] = same_buffers(first)
             bias = layer.module.bias
             twin.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
@@ -80,6 +85,7 @@ def make_row(
         ms_before=measured.ms_before if measured else None,
         ms_after=measured.ms_after if measured else None,
         note="not reached in calibration" if missed else note if twin else None,
+        embeddings=layer.embeddings if twin else (),
     )
 
 

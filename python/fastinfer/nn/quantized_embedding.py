@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastinfer import ops
 from fastinfer.nn.packed_weight import PackedWeight
-from fastinfer.nn.plain import why_not_plain
+from fastinfer.nn.plain import FLOATS, why_not_plain
 from fastinfer.nn.quantized_linear import QuantizedLinear
 
 _embedding_w8 = torch.ops.fastinfer.embedding_w8.default
@@ -40,6 +40,7 @@ class QuantizedEmbedding(PackedWeight):
         dtype: of the rows, float32, bfloat16 or float16.
 
     Raises:
+        TypeError: ``dtype`` is another.
         ValueError: ``embedding_dim`` is above 131071, or a size is negative.
     """
 
@@ -60,6 +61,9 @@ class QuantizedEmbedding(PackedWeight):
             raise ValueError(
                 f"{type(self).__name__}: num_embeddings is {num_embeddings}, want >= 0"
             )
+        if dtype not in FLOATS:
+            want = " or ".join(str(dtype) for dtype in FLOATS)
+            raise TypeError(f"{type(self).__name__}: dtype is {dtype}, want {want}")
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = padding_idx
