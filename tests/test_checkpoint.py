@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fastinfer
 from fastinfer import checkpoint, huggingface
 from fastinfer.__main__ import main
-from fastinfer.nn import QuantizedLinear, WeightOnlyLinear
+from fastinfer.nn import QuantizedEmbedding, QuantizedLinear, WeightOnlyLinear
 from fastinfer.trial import Form, Trial
 
 _SIZES = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 100, "num_hidden_layers": 1}
@@ -133,19 +133,56 @@ def test_command_writes_what_it_found(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), logits(same))
 
 
-def test_tied_weights_are_one_again(tmp_path: Path) -> None:
+def write_tied(directory: Path, dtype: torch.dtype, int8: bool) -> tuple[nn.Module, Path]:
+    """A model whose embedding and head are one weight, and where it was written."""
+
     def tied() -> nn.Module:
         config = hf.LlamaConfig(**_SIZES, num_key_value_heads=2, tie_word_embeddings=True)
-        return hf.LlamaForCausalLM(config).eval()
+        return hf.LlamaForCausalLM(config).eval().to(dtype)
 
-    source, out = saved(tied, tmp_path / "model"), tmp_path / "out"
+    source, out = saved(tied, directory / "model"), directory / "out"
     model = huggingface.load_float(source)
-    summary = fastinfer.quantize_(model)
+    summary = fastinfer.quantize_(model, filter_fn=lambda module, name: int8 or name != "lm_head")
     kept = fastinfer.optimized.Candidate("int8", kept=True)
     checkpoint.save(fastinfer.Optimized(model, summary, [kept], []), source, out)
+    return model, out
+
+
+def test_tied_weights_are_one_again(tmp_path: Path) -> None:
+    model, out = write_tied(tmp_path, torch.float32, int8=False)
     loaded = fastinfer.load(out)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tied_int8_weights_are_one_again(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, out = write_tied(tmp_path, dtype, int8=True)
+    loaded = fastinfer.load(out)
+    embedding, head = loaded.model.embed_tokens, loaded.lm_head
+    assert type(embedding) is QuantizedEmbedding
+    assert embedding.weight_packed is head.weight_packed
+    assert embedding.weight_scale is head.weight_scale
+    assert (embedding.padding_idx, embedding.dtype) == (0, dtype)
+    assert logits(loaded).dtype == dtype
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_load_refuses_damaged_embeddings(tmp_path: Path) -> None:
+    _, out = write_tied(tmp_path, torch.float32, int8=True)
+    path = out / "fastinfer.json"
+    text = path.read_text()
+    for old, new, message in (
+        ('"name": "model.embed_tokens"', '"name": "model.norm"', "model.norm is no embedding"),
+        ('"embedding_dim": 64', '"embedding_dim": 32', "want k = 32"),
+        ('"dtype": "float32"', '"dtype": "float64"', "damaged: TypeError"),
+        ('"dtype": "float32"', '"dtype": "float23"', "damaged: AttributeError"),
+        ('"int8_embeddings"', '"int8_embedding"', "is in the file or in the model alone"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match=message):
+            fastinfer.load(out)
 
 
 def test_inputs_by_kind_of_model(tmp_path: Path) -> None:
