@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastinfer import _C, ops
-from fastinfer.nn import QuantizedLinear
+from fastinfer.nn import QuantizedEmbedding, QuantizedLinear
 from fastinfer.ops import _common
 
 LIBRARY = Path(_C.__file__).with_name("libfastinfer_cuda.so")
@@ -200,6 +200,10 @@ def test_traced_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
             assert packed.shape[0] == ops.packed_bytes(33, 70, layout)
             y = ops.linear_w8a8(x, packed, scale, scale)
             assert (y.shape, y.dtype, y.device.type) == ((2, 3, 33), torch.bfloat16, "cuda")
+        packed = ops.pack_w8(empty(33, 70, dtype=torch.int8), "cuda")
+        ids = empty(2, 3, dtype=torch.int64)
+        y = ops.embedding_w8(ids, packed, scale, 70, out_dtype=torch.float16)
+        assert (y.shape, y.dtype, y.device.type) == ((2, 3, 70), torch.float16, "cuda")
         dense = empty(ops.packed_bytes(32, 70), dtype=torch.uint8)
         with pytest.raises(ValueError, match="packed for CUDA"):
             ops.linear_w8a8(x, dense, empty(32))
@@ -212,6 +216,21 @@ def test_why_no_cuda() -> None:
         assert _common.WHY_NO_CUDA is not None
         with FakeTensorMode(), pytest.raises(ValueError, match="is built without CUDA"):
             ops.quantize_rows(torch.empty(2, 3, device="cuda"))
+
+
+def test_embedding_packed_for_cuda_and_back() -> None:
+    embedding = nn.Embedding(35, 77)
+    linear = nn.Linear(77, 35, bias=False)
+    linear.weight = embedding.weight
+    head = QuantizedLinear.from_linear(linear)
+    layer = QuantizedEmbedding.from_embedding(embedding, head)
+    there = layer._packed_for(torch.device("cuda"), layer.weight_packed)
+    assert ops.layout_of(there) == "cuda"
+    assert torch.equal(layer._packed_for(torch.device("cpu"), there), layer.weight_packed)
+    state = layer.state_dict() | {"weight_packed": there}
+    other = QuantizedEmbedding(35, 77)
+    other.load_state_dict(state)
+    assert torch.equal(other(torch.arange(35)), layer(torch.arange(35)))
 
 
 def test_pickle_read_on_another_device() -> None:

@@ -87,3 +87,20 @@ def test_fused_there(model: nn.Module, int8: bool, device: torch.device) -> None
             if length == 9:
                 close(y, want)
             assert y.shape == (2, length, 77)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tied_embedding(dtype: torch.dtype, device: torch.device) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(77, 130), nn.Linear(130, 77, bias=False)).eval().to(dtype)
+    model[1].weight = model[0].weight
+    there = copy.deepcopy(model).to(device)
+    fastinfer.quantize_(model)
+    fastinfer.quantize_(there)
+    ids = torch.randint(0, 77, (3, 5))
+    with torch.inference_mode():
+        want, rows = model(ids), model[0](ids)
+        for moved in (there, copy.deepcopy(model).to(device)):
+            assert torch.equal(moved[0](ids.to(device)).cpu(), rows)
+            assert torch.equal(moved(ids.to(device)).cpu(), want)
+        assert torch.equal(moved.to("cpu")(ids), want)
