@@ -89,7 +89,7 @@ def test_only_layers_that_can_be_int8(randn: Randn) -> None:
         pass
 
     head = nn.Linear(8, 8)
-    model = nn.ModuleList([Subclass(8, 8), nn.Linear(8, 8), head, nn.Embedding(8, 8)])
+    model = nn.ModuleList([Subclass(8, 8), nn.Linear(8, 8), head, nn.Embedding(8, 8, sparse=True)])
     model[3].weight = head.weight
     model.forward = lambda x: model[2](model[1](model[0](x)))
     assert [layer.name for layer in calibrate(model, [randn(2, 8)]).layers] == ["1"]

@@ -3,7 +3,9 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/embedding/embedding.h"
 #include "cpu/gemm_s8s8s32/pack.h"
+#include "cpu/vec/scalar.h"
 #include "guard.h"
 
 namespace fastinfer::test {
@@ -16,6 +18,23 @@ std::vector<int8_t> random_weight(Random& random, int64_t n, int64_t k) {
   std::vector<int8_t> w(size_t(n * k));
   for (int8_t& v : w) v = random.byte();
   return w;
+}
+
+// Single rows; products with a power of two are exact in every dtype.
+void check_rows(const PackedWeight& weight, const std::vector<int8_t>& w) {
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    const int64_t size = size_of(dtype);
+    bool same = true;
+    for (int64_t row = 0; row < weight.n; ++row) {
+      const Guarded out(weight.k * size, Side::end);
+      embedding_row(weight, row, 0.5f, out.as<void>(), dtype);
+      for (int64_t i = 0; i < weight.k; ++i) {
+        const float got = ScalarVec::load(out.as<char>() + i * size, dtype);
+        same = same && got == 0.5f * float(w[size_t(row * weight.k + i)]);
+      }
+    }
+    CHECK(same);
+  }
 }
 
 void check_round_trip() {
@@ -47,6 +66,7 @@ void check_round_trip() {
       const Guarded back(n * k, Side::end);
       unpack_w8(weight, back.as<int8_t>());
       CHECK(w.empty() || std::memcmp(back.as<char>(), w.data(), w.size()) == 0);
+      check_rows(weight, w);
     }
   }
 }
