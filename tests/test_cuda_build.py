@@ -37,10 +37,10 @@ def symbols(kind: str, path: Path) -> set[str]:
 
 
 @needs_library
-def test_every_operator_has_a_cuda_kernel() -> None:
+def test_every_operator_but_programs_has_a_cuda_kernel() -> None:
     done = subprocess.run([sys.executable, "-c", LOAD, LIBRARY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
+    assert done.stdout.split() == ["fastinfer::run_program"]  # of operators on the CPU, made there
 
 
 @needs_library

@@ -7,10 +7,10 @@
 #include <tuple>
 
 #include "ops/activation.h"
+#include "ops/functions.h"
 #include "ops/tensor.h"
 
 namespace fastinfer::ops {
-namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul(const Tensor& x,
                                                    const std::optional<Tensor>& other,
@@ -70,8 +70,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul(const Tensor& x,
   STD_TORCH_CHECK(ok, kOp, ": out of memory for a row of y, shape ", shape_text(x));
   return {y, q, scale, offset};
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) { m.impl("act_mul", TORCH_BOX(&act_mul)); }
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "ops/functions.h"
 #include "ops/tensor.h"
 
 namespace fastinfer::ops {
@@ -55,6 +56,8 @@ Tensor open_mask(const Tensor& given, ScalarType dtype, cpu::Attention* p) {
   return mask;
 }
 
+}  // namespace
+
 Tensor attention(const Tensor& q_, const Tensor& k_, const Tensor& v_,
                  const std::optional<Tensor>& mask_, std::optional<double> scale, bool causal,
                  int64_t window) {
@@ -102,8 +105,6 @@ Tensor attention(const Tensor& q_, const Tensor& k_, const Tensor& v_,
                   ": out of memory for a task of q of shape ", shape_text(q));
   return out;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) { m.impl("attention", TORCH_BOX(&attention)); }
 

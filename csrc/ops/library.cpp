@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY(fastinfer, m) {
   m.def("rope(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor");
   m.def("pack_w8(Tensor w, str layout=\"dense\") -> Tensor");
   m.def("unpack_w8(Tensor w_packed, SymInt n, SymInt k) -> Tensor");
+  m.def("run_program(Tensor program, Tensor[] tensors, SymInt[] sizes) -> Tensor[]");
   m.def(
       "embedding_w8(Tensor ids, Tensor w_packed, Tensor w_scale, SymInt k, "
       "ScalarType? out_dtype=None) -> Tensor");

@@ -2,10 +2,10 @@
 // Kernels: cpu/gemm_f32s8f32.
 #include "cpu/gemm_f32s8f32/linear.h"
 
+#include "ops/functions.h"
 #include "ops/linear.h"
 
 namespace fastinfer::ops {
-namespace {
 
 Tensor linear_w8a16(const Tensor& x, const Tensor& w_packed, const Tensor& w_scale,
                     const std::optional<Tensor>& bias, const std::string& activation,
@@ -37,8 +37,6 @@ Tensor linear_w8a16(const Tensor& x, const Tensor& w_packed, const Tensor& w_sca
                   ": out of memory for the rows of x, shape ", shape_text(x));
   return out;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) { m.impl("linear_w8a16", TORCH_BOX(&linear_w8a16)); }
 

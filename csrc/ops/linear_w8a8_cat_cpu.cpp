@@ -1,9 +1,9 @@
 // fastinfer::linear_w8a8_cat: linear_w8a8 with several weights of one input, which is quantised
 // once; their outputs stand side by side.
+#include "ops/functions.h"
 #include "ops/linear.h"
 
 namespace fastinfer::ops {
-namespace {
 
 Tensor linear_w8a8_cat(const Tensor& x, const std::vector<Tensor>& w_packed,
                        const std::vector<Tensor>& w_scale,
@@ -37,8 +37,6 @@ Tensor linear_w8a8_cat(const Tensor& x, const std::vector<Tensor>& w_packed,
   const LinearInput input(kOp, x, x_scale, x_offset, weights[0].packed.k, &p);
   return run_linear(kOp, x, n, input.out_dtype(kOp, out_dtype), &p);
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) {
   m.impl("linear_w8a8_cat", TORCH_BOX(&linear_w8a8_cat));

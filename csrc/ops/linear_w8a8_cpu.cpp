@@ -1,9 +1,9 @@
 // fastinfer::linear_w8a8: activation(x W^T + bias) + residual with int8 operands; x is quantised
 // per row on the way in, or comes as int8 rows. Kernels: cpu/gemm_s8s8s32, cpu/quantize_rowwise.
+#include "ops/functions.h"
 #include "ops/linear.h"
 
 namespace fastinfer::ops {
-namespace {
 
 Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scale,
                    const std::optional<Tensor>& bias, const std::string& activation,
@@ -27,8 +27,6 @@ Tensor linear_w8a8(const Tensor& x, const Tensor& w_packed, const Tensor& w_scal
   }
   return run_linear(kOp, x, n, out_type, &p);
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) { m.impl("linear_w8a8", TORCH_BOX(&linear_w8a8)); }
 

@@ -1,9 +1,9 @@
 // fastinfer::linear_w8a8_gated: activation(x Wg^T + bg) * (x Wu^T + bu) with int8 operands; the
 // product is formed in the epilogue of the second matmul.
+#include "ops/functions.h"
 #include "ops/linear.h"
 
 namespace fastinfer::ops {
-namespace {
 
 Tensor linear_w8a8_gated(const Tensor& x, const Tensor& gate_packed, const Tensor& gate_scale,
                          const std::optional<Tensor>& gate_bias, const Tensor& up_packed,
@@ -27,8 +27,6 @@ Tensor linear_w8a8_gated(const Tensor& x, const Tensor& gate_packed, const Tenso
   const LinearInput input(kOp, x, x_scale, x_offset, gate.k, &p);
   return run_linear(kOp, x, gate.n, input.out_dtype(kOp, out_dtype), &p);
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) {
   m.impl("linear_w8a8_gated", TORCH_BOX(&linear_w8a8_gated));

@@ -7,12 +7,11 @@
 #include <tuple>
 
 #include "cpu/scratch.h"
+#include "ops/functions.h"
 #include "ops/tensor.h"
 
 namespace fastinfer::ops {
 namespace {
-
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 struct Parameter {
   const void* data = nullptr;
@@ -26,9 +25,9 @@ struct Parameter {
   }
 };
 
-Outputs norm(const char* op, cpu::NormKind kind, const Tensor& x,
-             const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps,
-             const std::optional<Tensor>& residual, bool emit_fp, bool emit_rows) {
+NormOutputs norm(const char* op, cpu::NormKind kind, const Tensor& x,
+                 const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps,
+                 const std::optional<Tensor>& residual, bool emit_fp, bool emit_rows) {
   check_cpu(op, "x", x);
   cpu::Norm all{};
   all.kind = kind;
@@ -104,20 +103,20 @@ Outputs norm(const char* op, cpu::NormKind kind, const Tensor& x,
   return {sum, y, q, scale, offset};
 }
 
-Outputs layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
-                   const std::optional<Tensor>& bias, double eps,
-                   const std::optional<Tensor>& residual, bool emit_fp, bool emit_rows) {
+}  // namespace
+
+NormOutputs layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                       const std::optional<Tensor>& bias, double eps,
+                       const std::optional<Tensor>& residual, bool emit_fp, bool emit_rows) {
   return norm("layer_norm", cpu::NormKind::layer, x, weight, bias, eps, residual, emit_fp,
               emit_rows);
 }
 
-Outputs rms_norm(const Tensor& x, const std::optional<Tensor>& weight, double eps,
-                 const std::optional<Tensor>& residual, bool emit_fp, bool emit_rows) {
+NormOutputs rms_norm(const Tensor& x, const std::optional<Tensor>& weight, double eps,
+                     const std::optional<Tensor>& residual, bool emit_fp, bool emit_rows) {
   return norm("rms_norm", cpu::NormKind::rms, x, weight, std::nullopt, eps, residual, emit_fp,
               emit_rows);
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) {
   m.impl("layer_norm", TORCH_BOX(&layer_norm));

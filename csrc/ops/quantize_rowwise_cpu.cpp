@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "ops/functions.h"
 #include "ops/tensor.h"
 
 namespace fastinfer::ops {
@@ -43,6 +44,8 @@ cpu::DType check_x(const char* op, const Tensor& x) {
   return dtype;
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> quantize_rowwise(const Tensor& x) {
   const cpu::DType dtype = check_x("quantize_rowwise", x);
   const std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
@@ -61,8 +64,6 @@ std::tuple<Tensor, Tensor, Tensor> quantize_rows(const Tensor& x) {
   quantize(x, dtype, &q, &scale, &offset);
   return {q, scale, offset};
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) {
   m.impl("quantize_rowwise", TORCH_BOX(&quantize_rowwise));

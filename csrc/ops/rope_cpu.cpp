@@ -3,12 +3,15 @@
 
 #include <algorithm>
 
+#include "ops/functions.h"
 #include "ops/rope.h"
 
 namespace fastinfer::ops {
 namespace {
 
 constexpr const char* kOp = "rope";
+
+}  // namespace
 
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved) {
   check_cpu(kOp, "x", x);
@@ -60,8 +63,6 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interlea
   });
   return out;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastinfer, CPU, m) { m.impl("rope", TORCH_BOX(&rope)); }
 

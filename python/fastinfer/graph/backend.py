@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from fastinfer.graph.callable import callable_of
 from fastinfer.graph.capture import normal_form, why_not
 from fastinfer.graph.clean import MustStay
 from fastinfer.graph.rewrite import rewrite
@@ -26,6 +27,7 @@ def compile_graph(
         try:
             normal = normal_form(module)
             result = rewrite(normal)
+            run = callable_of(normal)
         except MustStay as error:
             reason = str(error)
         except Exception as error:
@@ -33,7 +35,7 @@ def compile_graph(
             warnings.warn(f"a graph was left as it was: {reason}", stacklevel=2)
     if record is not None:
         record(result if reason is None else Rewritten(why_not=reason))
-    return module.forward if reason is not None else normal.forward
+    return module.forward if reason is not None else run
 
 
 def backend(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -6,7 +6,6 @@ from torch.fx import Graph, GraphModule
 
 from fastinfer.graph.activations import fuse_activations, name_activations
 from fastinfer.graph.attention import fuse_attention
-from fastinfer.graph.calls import call_plainly
 from fastinfer.graph.clean import (
     allow_any_strides,
     check_memory,
@@ -42,9 +41,7 @@ def rewrite(module: GraphModule) -> Rewritten:
     result.fused = +result.fused
     result.left = _computations(graph)
     allow_any_strides(graph)
-    call_plainly(graph)
     graph.lint()
-    module.recompile()
     return result
 
 
