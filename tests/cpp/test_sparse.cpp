@@ -349,10 +349,10 @@ void check_masked(const GemmMaskedS8S8S32Kernel& kernel) {
   const auto* companion = std::find_if(
       dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
   for (WeightLayout layout : {WeightLayout::sp24, WeightLayout::bitmask}) {
-    for (int64_t m = 1; m <= kMostMaskedRows; ++m) {
+    for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 17, 39, 128, 130, 201}) {
       check_sums(kernel.name, layout, m, companion->tile_rows, companion->flip,
                  [&](const GemmS8S8S32& p, const PackedWeight& weight, int64_t panel) {
-                   const Guarded scratch(m * weight.k_pad, Side::end);
+                   const Guarded scratch(masked_scratch_bytes(m, weight.k_pad), Side::end);
                    kernel.run({p, &weight, panel, scratch.as<int8_t>()});
                  });
     }

@@ -1,23 +1,33 @@
 // Family gemm_masked_s8s8s32: the product of gemm_s8s8s32.h with a weight of masked slices (sp24,
 // bitmask; gemm_s8s8s32/pack.h), which is expanded in registers: with few rows the time is that of
-// reading the weight, and a masked one is 0.63 (sp24) or 0.13 + density (bitmask) of the bytes.
-// For many rows, and where no kernel of this family runs, expand_s8 and gemm_s8s8s32 do the same.
+// reading the weight, and a masked one is 0.63 (sp24) or 0.13 + density (bitmask) of the bytes;
+// with many, expanding costs next to nothing beside the products. Where no kernel of this family
+// runs, and for many rows on AMX, expand_s8 and gemm_s8s8s32 do the same.
 //
 // A: as the gemm_s8s8s32 kernel of `companion` wants it.
 #pragma once
+
+#include <algorithm>
 
 #include "cpu/gemm_s8s8s32/gemm_s8s8s32.h"
 #include "cpu/gemm_s8s8s32/pack.h"
 
 namespace fastinfer::cpu {
 
-constexpr int64_t kMostMaskedRows = 8;
+constexpr int64_t kFewMaskedRows = 8;  // up to here the weight is read once and never stored
+constexpr int64_t kExpandedSliceBytes = 3 * 384 * kPanelColumns;
+
+// For m rows or fewer.
+constexpr int64_t masked_scratch_bytes(int64_t m, int64_t k_pad) {
+  const int64_t few = std::min(m, kFewMaskedRows) * k_pad;
+  return m <= kFewMaskedRows ? few : std::max(few, kExpandedSliceBytes);
+}
 
 struct GemmMaskedS8S8S32 {
-  GemmS8S8S32 gemm;  // m <= kMostMaskedRows; `panels` is not read
+  GemmS8S8S32 gemm;  // `panels` is not read
   const PackedWeight* weight;
   int64_t panel;    // the first
-  int8_t* scratch;  // m * k_pad bytes
+  int8_t* scratch;  // masked_scratch_bytes, 64-byte aligned
 };
 
 using GemmMaskedS8S8S32Fn = void (*)(const GemmMaskedS8S8S32&);

@@ -1,5 +1,5 @@
-// gemm_masked_s8s8s32_8x16x4_avx512bitalg. Contract: gemm_masked_s8s8s32.h; A as x86_vnni.h has it,
-// q + 128, tile_rows 1.
+// gemm_masked_s8s8s32_8x48x4_avx512bitalg. Contract: gemm_masked_s8s8s32.h; A as x86_vnni.h has it,
+// q + 128, tile_rows 1. Many rows: many_rows.h. Few rows:
 //
 // A step takes 4 of K of one panel: the vpdpbusd operand is put together from 8 bytes of mask and
 // up to 64 of values (expand_s8/avx512.h), and each row's 4 bytes are broadcast from memory. The
@@ -14,6 +14,7 @@
 
 #include "cpu/expand_s8/avx512.h"
 #include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
+#include "cpu/gemm_masked_s8s8s32/many_rows.h"
 #include "cpu/gemm_s8s8s32/epilogue.h"
 #include "cpu/gemm_s8s8s32/x86_zmm.h"
 #include "cpu/vec/avx512.h"
@@ -22,9 +23,10 @@ namespace fastinfer::cpu {
 
 namespace {
 
-constexpr int kMaxRows = int(kMostMaskedRows);
-constexpr int64_t kAheadBytes = 8192;  // of the weight: the prefetchers stop at the end of a page
-constexpr int64_t kGroupPanels = 4;    // that go through the epilogue together
+constexpr int kMaxRows = int(kFewMaskedRows);
+constexpr int64_t kMaskedAheadBytes =
+    8192;                            // of the weight: the prefetchers stop at the end of a page
+constexpr int64_t kGroupPanels = 4;  // that go through the epilogue together
 
 // The rows of A side by side, 4 bytes of each in turn: a step reads one place, and rows that are a
 // multiple of 4 KiB apart do not push each other out of L1.
@@ -51,7 +53,7 @@ void masked_panel_sums(const uint8_t* masked, const uint8_t* last, const int8_t*
     for (int step = 0; step < kBlockK / 4; step += kSplit, a += 4 * MR * kSplit) {
       each<kSplit>([&](auto j) FASTINFER_INLINE {
         const __m512i b_s8 = expand(mask, value);
-        __builtin_prefetch(value + kAheadBytes);
+        __builtin_prefetch(value + kMaskedAheadBytes);
         value += expand.count(mask);
         mask += 8;
         each<MR>([&](auto i) FASTINFER_INLINE {
@@ -99,8 +101,8 @@ void masked_rows(const GemmMaskedS8S8S32& g) {
 
 }  // namespace
 
-void gemm_masked_s8s8s32_8x16x4_avx512bitalg(const GemmMaskedS8S8S32& g) {
-  masked_rows<kMaxRows>(g);
+void gemm_masked_s8s8s32_8x48x4_avx512bitalg(const GemmMaskedS8S8S32& g) {
+  g.gemm.m <= kFewMaskedRows ? masked_rows<kMaxRows>(g) : many_masked_rows(g);
 }
 
 }  // namespace fastinfer::cpu

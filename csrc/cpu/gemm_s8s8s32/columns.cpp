@@ -109,8 +109,8 @@ void gather_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
 
 int64_t columns_scratch_bytes(const LinearPlan& plan, const PackedWeight& weight, int64_t rows) {
   if (is_masked(weight.layout)) {
-    return (plan.masked != nullptr ? rows : expanded_columns(*plan.gemm, weight.k_pad)) *
-           weight.k_pad;
+    return plan.masked != nullptr ? masked_scratch_bytes(rows, weight.k_pad)
+                                  : expanded_columns(*plan.gemm, weight.k_pad) * weight.k_pad;
   }
   if (weight.layout == WeightLayout::dense || plan.bsr != nullptr) return 0;
   const auto prepared_bytes = plan.gemm->prepare.bytes;

@@ -28,18 +28,17 @@ namespace {
 constexpr int64_t kBlockRows = 128, kSliceK = 384;
 constexpr int64_t kAheadBytes = 2048;  // of a panel
 
-// Multiply-adds of K in [k_begin, k_end) for MR rows and NP panels. sums[MR][NP * 16] hold those of
-// smaller k and take the result, but for the last slice, whose result goes through the epilogue.
-// kAhead: asks for each panel's next bytes.
+// Multiply-adds of K in [k_begin, k_end) for MR rows and NP panels, `panel_bytes` apart and given
+// from k_begin on. sums[MR][NP * 16] hold those of smaller k and take the result, but for the last
+// slice, whose result goes through the epilogue. kAhead: asks for each panel's next bytes.
 template <class R, int MR, int NP, bool kAhead>
 void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t column,
-               int64_t k_begin, int64_t k_end, int32_t* sums) {
+               const int8_t* b, int64_t panel_bytes, int64_t k_begin, int64_t k_end,
+               int32_t* sums) {
   constexpr int kRegs = 64 / int(sizeof(typename R::reg));  // registers a panel
   constexpr int kLanes = 16 / kRegs;
   constexpr int kColumns = NP * kPanelColumns;
-  const int64_t panel_bytes = kPanelColumns * p.k_pad;
   const int8_t* a = p.a + row * p.k_pad + k_begin;
-  const int8_t* b = p.panels + column * p.k_pad + k_begin * kPanelColumns;
   typename R::reg acc_s32[MR][NP * kRegs];
 #pragma GCC unroll 32
   for (int j = 0; j < NP * kRegs; ++j) {
@@ -116,14 +115,18 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
     int64_t k = 0;
     do {  // once at least: K = 0 has an epilogue, too
       const int64_t k_end = std::min(p.k_pad, k + slice);
+      const int8_t* b = p.panels + column * p.k_pad + k * kPanelColumns;
+      const int64_t panel_bytes = kPanelColumns * p.k_pad;
       for (int64_t i = 0; i < rows; i += MR) {
         int32_t* tile_sums = sums + i * NP * kPanelColumns;
         if (kFewStreams && rows <= 2 * MR) {
-          vnni_tile<R, MR, NP, kFewStreams>(p, epilogue, row + i, column, k, k_end, tile_sums);
+          vnni_tile<R, MR, NP, kFewStreams>(p, epilogue, row + i, column, b, panel_bytes, k, k_end,
+                                            tile_sums);
           continue;
         }
         if (rows > 2 * MR) prefetch_next<NP>(p, column, k_end, slice, i, i + MR, rows);
-        vnni_tile<R, MR, NP, false>(p, epilogue, row + i, column, k, k_end, tile_sums);
+        vnni_tile<R, MR, NP, false>(p, epilogue, row + i, column, b, panel_bytes, k, k_end,
+                                    tile_sums);
       }
       k = k_end;
     } while (k < p.k_pad);
@@ -147,21 +150,27 @@ void vnni_dispatch(const GemmS8S8S32& p, int mr, int64_t row, int64_t rows) {
   }
 }
 
-// Tiles of rows as equal as they can be: at most one row more in one than in another.
-template <class R>
-void vnni_gemm(const GemmS8S8S32& p) {
-  if (p.m == 0) return;
-  const int64_t tiles = (p.m + R::kMaxRows - 1) / R::kMaxRows;
-  const int mr = int((p.m + tiles - 1) / tiles);  // rows of the taller tiles
-  const int64_t taller = p.m - tiles * (mr - 1);  // how many of them
+// block(MR, row, rows) for all rows of a product in blocks of tiles as equal as they can be: at
+// most one row more in one than in another.
+template <class Block>
+void for_row_blocks(int64_t m, int most_rows, const Block& block) {
+  if (m == 0) return;
+  const int64_t tiles = (m + most_rows - 1) / most_rows;
+  const int mr = int((m + tiles - 1) / tiles);  // rows of the taller tiles
+  const int64_t taller = m - tiles * (mr - 1);  // how many of them
   const auto run = [&](int height, int64_t row, int64_t end) {
     const int64_t step = height > 0 ? kBlockRows / height * height : 1;
-    for (; row < end; row += step) {
-      vnni_dispatch<R, R::kMaxRows>(p, height, row, std::min(step, end - row));
-    }
+    for (; row < end; row += step) block(height, row, std::min(step, end - row));
   };
   run(mr, 0, taller * mr);
-  run(mr - 1, taller * mr, p.m);
+  run(mr - 1, taller * mr, m);
+}
+
+template <class R>
+void vnni_gemm(const GemmS8S8S32& p) {
+  for_row_blocks(p.m, R::kMaxRows, [&](int mr, int64_t row, int64_t rows) {
+    vnni_dispatch<R, R::kMaxRows>(p, mr, row, rows);
+  });
 }
 
 }  // namespace

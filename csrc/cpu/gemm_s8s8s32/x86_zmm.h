@@ -1,9 +1,11 @@
-// What the 512-bit kernels of sparse weights share: unrolled loops and vpdpbusd.
+// What the 512-bit kernels share: the register of x86_vnni.h, unrolled loops and vpdpbusd.
 #pragma once
 
 #include <immintrin.h>
 
 #include <utility>
+
+#include "cpu/vec/avx512.h"
 
 #define FASTINFER_INLINE __attribute__((always_inline))
 
@@ -27,6 +29,22 @@ inline __m512i dpbusd(__m512i acc_s32, __m512i a_u8, __m512i b_s8) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc_s32) : "v"(a_u8), "v"(b_s8));
   return acc_s32;
 }
+
+// The `R` of x86_vnni.h.
+struct Zmm {
+  using reg = __m512i;
+  using Vec = Avx512Vec;
+  static constexpr int kMaxRows = 8;
+  static constexpr int panels(int mr) { return mr <= 2 ? 8 : mr <= 4 ? 6 : mr <= 6 ? 4 : 3; }
+
+  static reg load(const void* p) { return _mm512_loadu_si512(p); }
+  static void store(void* p, reg v) { _mm512_storeu_si512(p, v); }
+  static reg broadcast(int32_t four) { return _mm512_set1_epi32(four); }
+  // In assembly: GCC 12 copies each sum around the intrinsic.
+  static void dpbusd(reg& acc, reg a_u8, reg b_s8) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a_u8), "v"(b_s8));
+  }
+};
 
 }  // namespace
 }  // namespace fastinfer::cpu

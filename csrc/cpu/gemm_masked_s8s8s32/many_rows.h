@@ -1,0 +1,131 @@
+// gemm_masked_s8s8s32 for many rows, with AVX-512: the blocks and tiles of gemm_s8s8s32/x86_vnni.h.
+// The first tile of a block that comes to a slice of three panels puts it together in registers
+// (expand_s8/avx512.h) and leaves it in L1 for the tiles after it. A step of that tile is 24
+// vpdpbusd, 12 cycles on two of the four vector pipes of a Zen 5; the three operands are 12 to 24
+// instructions, most of them for the other two. So of the 16 tiles of 128 rows one takes a little
+// longer, where expanding first took 5 % of the whole. Included by x86_avx512bitalg.cpp.
+#pragma once
+
+#include "cpu/expand_s8/avx512.h"
+#include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
+#include "cpu/gemm_s8s8s32/x86_vnni.h"
+#include "cpu/gemm_s8s8s32/x86_zmm.h"
+
+namespace fastinfer::cpu {
+namespace {
+
+constexpr int kPanels = 3;  // that share a tile: with 4 rows still 12 sums on their way
+constexpr int64_t kSlicePanelBytes = kSliceK * kPanelColumns;
+static_assert(kPanels * kSlicePanelBytes == kExpandedSliceBytes);
+// A masked slice is at most about as long as this; asking for more or less than there is does no
+// harm.
+constexpr int64_t kMaskedBytesPerK = 10;
+
+// vnni_tile, with panels that are masked: masked[j] is where panel j goes on, expanded[j] takes its
+// bytes.
+template <class Expand, int MR, int NP>
+void first_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t column,
+                const uint8_t** masked, const uint8_t* last, int8_t* expanded, int64_t k_begin,
+                int64_t k_end, int32_t* sums) {
+  constexpr int kColumns = NP * kPanelColumns;
+  const Expand expand;
+  const int8_t* a = p.a + row * p.k_pad + k_begin;
+  __m512i acc_s32[MR][NP];
+  each<MR>([&](auto i) FASTINFER_INLINE {
+    each<NP>([&](auto j) FASTINFER_INLINE {
+      acc_s32[i][j] = k_begin == 0 ? Zmm::load(p.compensation + column + j * kPanelColumns)
+                                   : Zmm::load(sums + i * kColumns + j * kPanelColumns);
+    });
+  });
+  const uint8_t *mask[NP], *value[NP];
+  each<NP>([&](auto j) FASTINFER_INLINE { value[j] = masked[j]; });
+  for (int64_t k = k_begin; k < k_end; k += kBlockK) {
+    each<NP>([&](auto j) FASTINFER_INLINE {
+      mask[j] = std::min(value[j], last);
+      value[j] = mask[j] + kMaskBytes;
+    });
+    for (int step = 0; step < kBlockK; step += 4, a += 4, expanded += 64) {
+      __m512i b_s8[NP];
+      each<NP>([&](auto j) FASTINFER_INLINE {
+        b_s8[j] = expand(mask[j], value[j]);
+        value[j] += expand.count(mask[j]);
+        mask[j] += 8;
+        _mm512_store_si512(expanded + j * kSlicePanelBytes, b_s8[j]);
+      });
+      each<MR>([&](auto i) FASTINFER_INLINE {
+        int32_t four;
+        std::memcpy(&four, a + i * p.k_pad, 4);
+        const __m512i a_u8 = _mm512_set1_epi32(four);
+        each<NP>([&](auto j)
+                     FASTINFER_INLINE { acc_s32[i][j] = dpbusd(acc_s32[i][j], a_u8, b_s8[j]); });
+      });
+    }
+  }
+  each<NP>([&](auto j) FASTINFER_INLINE { masked[j] = value[j]; });
+  each<MR>([&](auto i) FASTINFER_INLINE {
+    each<NP>([&](auto j) FASTINFER_INLINE {
+      Zmm::store(sums + i * kColumns + j * kPanelColumns, acc_s32[i][j]);
+    });
+  });
+  if (k_end == p.k_pad) {
+    epilogue(p, sums, kColumns, row, MR, column, std::min<int64_t>(kColumns, p.n - column));
+  }
+}
+
+// All columns from `column` on in groups of NP panels, for rows in tiles of MR; then the remaining
+// panels one by one.
+template <class Expand, int MR, int NP>
+void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row, int64_t rows,
+                    int64_t column) {
+  const GemmS8S8S32& p = g.gemm;
+  constexpr int64_t kTiles = kBlockRows / MR;
+  alignas(64) int32_t sums[kTiles * MR * NP * kPanelColumns];
+  for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
+    const uint8_t* masked[NP];
+    for (int j = 0; j < NP; ++j) {
+      masked[j] = masked_panel(*g.weight, g.panel + column / kPanelColumns + j);
+    }
+    int64_t k = 0;
+    do {  // once at least: K = 0 has an epilogue, too
+      const int64_t k_end = std::min(p.k_pad, k + kSliceK);
+      first_tile<Expand, MR, NP>(p, epilogue, row, column, masked, g.weight->masked_end, g.scratch,
+                                 k, k_end, sums);
+      // What comes next of these panels; after their last slice, the panels after them.
+      const int64_t lines = kSliceK * kMaskedBytesPerK / 64;
+      for (int64_t i = MR; i < rows; i += MR) {
+        for (int64_t line = lines * (i - MR) / rows; line < lines * i / rows; ++line) {
+          for (int j = 0; j < NP; ++j) __builtin_prefetch(masked[j] + line * 64, 0, 2);
+        }
+        vnni_tile<Zmm, MR, NP, false>(p, epilogue, row + i, column, g.scratch, kSlicePanelBytes, k,
+                                      k_end, sums + i * NP * kPanelColumns);
+      }
+      k = k_end;
+    } while (k < p.k_pad);
+  }
+  if constexpr (NP > 1) {
+    if (column < p.n) masked_columns<Expand, MR, 1>(g, epilogue, row, rows, column);
+  }
+}
+
+template <int MR>
+void masked_block(const GemmMaskedS8S8S32& g, int mr, int64_t row, int64_t rows) {
+  if (mr == MR) {
+    const EpilogueFn epilogue = select_epilogue<Avx512Vec>(g.gemm);
+    if (g.weight->layout == WeightLayout::sp24) {
+      masked_columns<ExpandPairs, MR, kPanels>(g, epilogue, row, rows, 0);
+    } else {
+      masked_columns<ExpandAny, MR, kPanels>(g, epilogue, row, rows, 0);
+    }
+  } else if constexpr (MR > Zmm::kMaxRows / 2) {  // more than kMaxRows rows: no smaller tiles
+    masked_block<MR - 1>(g, mr, row, rows);
+  }
+}
+
+void many_masked_rows(const GemmMaskedS8S8S32& g) {
+  for_row_blocks(g.gemm.m, Zmm::kMaxRows, [&](int mr, int64_t row, int64_t rows) {
+    masked_block<Zmm::kMaxRows>(g, mr, row, rows);
+  });
+}
+
+}  // namespace
+}  // namespace fastinfer::cpu
