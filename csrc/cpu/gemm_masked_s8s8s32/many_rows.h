@@ -81,9 +81,13 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
   constexpr int64_t kTiles = kBlockRows / MR;
   alignas(64) int32_t sums[kTiles * MR * NP * kPanelColumns];
   for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
-    const uint8_t* masked[NP];
+    const uint8_t *masked[NP], *next[NP];
+    const auto panel = [&](int64_t n) {
+      return masked_panel(*g.weight, g.panel + std::min(n, p.n - 1) / kPanelColumns);
+    };
     for (int j = 0; j < NP; ++j) {
-      masked[j] = masked_panel(*g.weight, g.panel + column / kPanelColumns + j);
+      masked[j] = panel(column + j * kPanelColumns);
+      next[j] = panel(column + (NP + j) * kPanelColumns);
     }
     int64_t k = 0;
     do {  // once at least: K = 0 has an epilogue, too
@@ -91,10 +95,11 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
       first_tile<Expand, MR, NP>(p, epilogue, row, column, masked, g.weight->masked_end, g.scratch,
                                  k, k_end, sums);
       // What comes next of these panels; after their last slice, the panels after them.
+      const uint8_t** ahead = k_end < p.k_pad ? masked : next;
       const int64_t lines = kSliceK * kMaskedBytesPerK / 64;
       for (int64_t i = MR; i < rows; i += MR) {
         for (int64_t line = lines * (i - MR) / rows; line < lines * i / rows; ++line) {
-          for (int j = 0; j < NP; ++j) __builtin_prefetch(masked[j] + line * 64, 0, 2);
+          for (int j = 0; j < NP; ++j) __builtin_prefetch(ahead[j] + line * 64, 0, 2);
         }
         vnni_tile<Zmm, MR, NP, false>(p, epilogue, row + i, column, g.scratch, kSlicePanelBytes, k,
                                       k_end, sums + i * NP * kPanelColumns);
