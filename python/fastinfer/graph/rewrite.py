@@ -14,6 +14,7 @@ from fastinfer.graph.clean import (
 )
 from fastinfer.graph.emit import fastinfer
 from fastinfer.graph.linears import fuse_linears, hand_over_rows
+from fastinfer.graph.masks import simplify_masks
 from fastinfer.graph.match import is_op
 from fastinfer.graph.narrow import narrow_attention
 from fastinfer.graph.norms import fuse_norms
@@ -33,8 +34,8 @@ def rewrite(module: GraphModule) -> Rewritten:
     name_activations(graph)
     result = Rewritten()
     for fuse in (
-        *(fuse_rope, fuse_attention, fuse_linears, fuse_norms, hand_over_rows),
-        *(fuse_activations, narrow_attention),
+        *(fuse_rope, fuse_attention, simplify_masks, fuse_linears, fuse_norms),
+        *(hand_over_rows, fuse_activations, narrow_attention),
     ):
         result.fused.update(fuse(graph))
         graph.eliminate_dead_code()
