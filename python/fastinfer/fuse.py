@@ -129,19 +129,17 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_fx_symbolic_tracing()
 
 
-class _GuardOptions(threading.local):
-    """What torch.compile is told when it writes its guards, which is right after it called the
-    backend: to notice hooks that are added to a traced module; and to look first whether any dict
-    of a module was written to since, which takes half the time of a walk through all that it
-    guards (BERT-base, from cold caches: 0.6 ms instead of 1.2)."""
+class _GuardHooks(threading.local):
+    """torch.compile does not notice hooks that are added to a traced module, unless it is told to
+    when it writes its guards, which is right after it called the backend. (What would halve the
+    time of the guards, use_recursive_dict_tags_for_guards, has crashed, and torch turned it off:
+    https://github.com/pytorch/pytorch/pull/181873.)"""
 
     _patch: Any = None
 
     def start(self) -> None:
         if self._patch is None:
-            self._patch = torch._dynamo.config.patch(
-                skip_nnmodule_hook_guards=False, use_recursive_dict_tags_for_guards=True
-            )
+            self._patch = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
             self._patch.__enter__()
 
     def stop(self) -> None:
@@ -150,7 +148,7 @@ class _GuardOptions(threading.local):
             self._patch = None
 
 
-_guard_options = _GuardOptions()
+_guard_hooks = _GuardHooks()
 
 
 class _FusedCall:
@@ -161,7 +159,7 @@ class _FusedCall:
         self._warned = False
 
         def backend(module: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
-            _guard_options.start()
+            _guard_hooks.start()
             from fastinfer.graph.backend import compile_graph  # a second, and only at a call
 
             return compile_graph(module, fusion.graphs.append)
@@ -191,7 +189,7 @@ class _FusedCall:
         try:
             return self._compiled(*args, **kwargs)
         finally:
-            _guard_options.stop()
+            _guard_hooks.stop()
 
     def _warn(self) -> None:
         if not self._warned and not self._model.training:
