@@ -45,9 +45,9 @@ def distill(
 
     student: the model to train: smaller, pruned (masks as parametrisations stay), prepared by
     `prepare_qat_`, or all of it. Its parameters that require a gradient are trained, in training
-    mode; the modes come back after. Dropout is on, then: a student that is to match features closely
-    learns better with a rate of 0, since no label is there to be learnt by heart. teacher: runs in eval mode without gradients and does not
-    change. Both on one device, in one process.
+    mode; the modes come back after. Dropout is on, then: a student that is to match features
+    closely learns better with a rate of 0, since no label is there to be learnt by heart. teacher:
+    runs in eval mode without gradients and does not change. Both on one device, in one process.
 
     batches: what both models are called with: an iterable that can be gone through again, such as
     a list or a DataLoader, of tensors, tuples (or lists) of positional arguments or dicts of
