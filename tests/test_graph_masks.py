@@ -86,6 +86,13 @@ SAME = {  # masks that look like those and are not
     ][..., :1],
     "shifted": lambda x, seen: seen[batches(x), (keys(x, 1)) % seen.shape[1]],
     "either": lambda x, seen: (keys(x) <= queries(x)) | padding(x, seen),
+    "one key and query for all": lambda x, seen: (
+        seen[:, None, :, None] & (keys(x[:, :1]) <= queries(x[:, :1]))
+    ),
+    "one for all, expanded": lambda x, seen: (keys(x[:, :1]) <= queries(x[:, :1])).expand(
+        x.shape[0], 1, x.shape[1], x.shape[1]
+    ),
+    "floats that are equal": lambda x, seen: keys(x, 2.0**24) <= queries(x, 2.0**24),
     "given": lambda x, seen: seen[:, None, None, :],
 }
 
@@ -154,6 +161,8 @@ def test_simple(name, attentions):
 @pytest.mark.parametrize("name", SAME)
 def test_stays(name, attentions):
     x, seen = some_inputs()
+    if name.startswith("one key"):
+        seen[:] = True
     got, want, fusion = answers(SAME[name], x, seen)
     assert KIND not in fusion.fused
     assert torch.equal(got.isnan(), want.isnan())

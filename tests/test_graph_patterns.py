@@ -310,6 +310,7 @@ WRITES = {
     "under a view": (lambda x, y: (u := x * 2, w := u[0], u.mul_(y), F.gelu(w))[3], "in place"),
     "out": (lambda x, y: torch.add(x, y, out=torch.empty_like(x)), "in place"),
     "strides": (lambda x, y: F.gelu(x.transpose(0, 1)).as_strided((4, 4), (1, 4)), "by strides"),
+    "vmap": (lambda x, y: torch.vmap(lambda a, b: a * b.sum())(F.gelu(x), y), "cannot be traced"),
     "a constant": (lambda x, y: x + torch.tensor(1.0).mul_(2), None),
     "under a later view": (
         lambda x, y: (u := (x * 2).add_(y), w := u[0], u.mul_(y), F.gelu(w))[3],

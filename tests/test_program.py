@@ -125,6 +125,16 @@ def test_reshape_of_random_strides(any_run, rng, randn):
     assert 20 < copied < 180
 
 
+def test_views_of_numbers(any_run, randn):
+    def views(x):
+        x = aten.select.int(x, 0, 0)
+        x = aten.transpose.int(aten.squeeze.dim(aten.squeeze.dim(x, 0), -1), -1, 0)
+        return aten.reshape.default(aten.unsqueeze.default(x, -1), [1, 1])
+
+    x = randn(3)
+    assert torch.equal(traced(views, x)(x), views(x))
+
+
 def test_sizes_are_given(any_run, randn):
     def heads(x):
         return aten.transpose.int(aten.reshape.default(x, [x.shape[0], x.shape[1], -1, 4]), 1, 2)
@@ -159,6 +169,27 @@ def test_what_has_no_instruction_stands_between_two_programs(rng, randn):
     module = traced(layers, x, packed, scale)
     assert len(calls(module)) == 2
     assert torch.equal(module(x, packed, scale), layers(x, packed, scale))
+
+
+def test_random_operators_keep_their_order(rng, randn):
+    """Seeded alike, they draw what they drew one by one."""
+    packed, scale = weights(rng, 64, 64)
+    linear = torch.ops.fastinfer.linear_w8a8.default
+
+    def layers(x, packed, scale):
+        y = x
+        for _ in range(3):
+            y = linear(y, packed, scale)
+        y = y + aten.rand_like.default(y)  # after the layers, whose inputs are there at once
+        return y + aten.rand_like.default(x)
+
+    inputs = randn(5, 64), packed, scale
+    module = traced(layers, *inputs)
+    assert len(calls(module)) == 1
+    torch.manual_seed(3)
+    want = layers(*inputs)
+    torch.manual_seed(3)
+    assert torch.equal(module(*inputs), want)
 
 
 def test_few_kernels_are_called_one_by_one(rng, randn):

@@ -81,7 +81,13 @@ std::optional<Sizes> strides_for(const Sizes& sizes, const Sizes& strides, const
 
 }  // namespace
 
+// As torch has it, a number has a dimension to squeeze and to transpose.
 Tensor transpose(const Tensor& x, int64_t dim0, int64_t dim1) {
+  if (x.dim() == 0) {
+    dimension("transpose", dim0, 1);
+    dimension("transpose", dim1, 1);
+    return x;
+  }
   Sizes sizes = sizes_of(x), strides = strides_of(x);
   const int64_t a = dimension("transpose", dim0, x.dim()),
                 b = dimension("transpose", dim1, x.dim());
@@ -115,6 +121,10 @@ Tensor unsqueeze(const Tensor& x, int64_t dim) {
 }
 
 Tensor squeeze(const Tensor& x, int64_t dim) {
+  if (x.dim() == 0) {
+    dimension("squeeze", dim, 1);
+    return x;
+  }
   Sizes sizes = sizes_of(x), strides = strides_of(x);
   const int64_t at = dimension("squeeze", dim, x.dim());
   if (sizes[at] == 1) {

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch._subclasses import FakeTensor
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from fastinfer.graph.match import Expr, arguments, aten, is_op, is_tensor, same_sizes, value
@@ -14,6 +15,14 @@ from fastinfer.graph.match import Expr, arguments, aten, is_op, is_tensor, same_
 
 class MustStay(Exception):
     """Why a graph cannot be rewritten: it depends on where its tensors lie in memory."""
+
+
+def check_constants(module: GraphModule) -> None:
+    """Raises MustStay where tracing made a constant of something that has no numbers yet, as it
+    does of what torch.vmap computes."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(getattr(module, node.target, None), FakeTensor):
+            raise MustStay("a part of it cannot be traced (torch.vmap and the like)")
 
 
 def check_memory(graph: Graph) -> None:

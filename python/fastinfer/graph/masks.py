@@ -19,9 +19,9 @@ from fastinfer.graph.match import (
     Expr,
     arguments,
     aten,
+    both_orders,
     is_op,
     is_tensor,
-    number_and_node,
     same_sizes,
     value,
 )
@@ -50,17 +50,20 @@ class _Simple:
 def simplify_masks(graph: Graph) -> dict[str, int]:
     """Runs after attention is fused."""
     made = 0
-    known: dict[Node, _Simple | None] = {}  # layers share a mask
+    known: dict[tuple[Node, str, str], _Simple | None] = {}  # layers share a mask
     for node in list(graph.nodes):
         if not is_op(node, fastinfer.attention.default):
             continue
-        mask = arguments(node)["mask"]
+        a = arguments(node)
+        mask = a["mask"]
         if not _is_bool(mask):
             continue
-        if mask not in known:
-            known[mask] = _simplified(graph, mask, node)
-        simple = known[mask]
-        if simple is None or (simple.causal and not _is_square(node, mask)):
+        tq, tk = value(a["q"]).shape[2], value(a["k"]).shape[2]
+        key = mask, str(tq), str(tk)
+        if key not in known:
+            known[key] = _simplified(graph, mask, tq, tk)
+        simple = known[key]
+        if simple is None:
             continue
         set_argument(node, "mask", simple.mask)
         if simple.causal:
@@ -69,19 +72,12 @@ def simplify_masks(graph: Graph) -> dict[str, int]:
     return {"attention mask": made}
 
 
-def _is_square(attention: Expr, mask: Expr) -> bool:
-    """Whether the mask has a row for each query and a column for each key, as many of both."""
-    a = arguments(attention)
-    tq, tk = value(a["q"]).shape[2], value(a["k"]).shape[2]
-    return same_sizes(value(mask).shape[-2:], (tq, tk)) and statically_known_true(tq == tk)
-
-
-def _simplified(graph: Graph, mask: Expr, attention: Expr) -> _Simple | None:
-    """What the mask comes to, made in front of it; None if it stays as it is."""
+def _simplified(graph: Graph, mask: Expr, tq: Any, tk: Any) -> _Simple | None:
+    """What the mask of `tq` queries and `tk` keys comes to, made in front of it; None if it stays
+    as it is."""
     terms = _terms(mask)
     left = [t for t in terms if not _is_true(t)]
-    # Where the attention is not square, the causal part stays in the mask.
-    causal = [t for t in left if _is_square(attention, mask) and _is_causal(t)]
+    causal = [t for t in left if _is_causal(t, tq, tk)]
     left = [t for t in left if t not in causal]
     looked_up = {t: x for t in left if (x := _lookup(t)) is not None}
     if len(left) == len(terms) and not looked_up:
@@ -117,8 +113,9 @@ def _is_true(term: Expr) -> bool:
     return ramp is not None and isinstance(term.args[1], int) and ramp.offset >= term.args[1]
 
 
-def _is_causal(term: Expr) -> bool:
-    """Whether a mask says key <= query."""
+def _is_causal(term: Expr, tq: Any, tk: Any) -> bool:
+    """Whether a mask says key <= query, at as many keys as queries: the operator's causal is none
+    of a key or a query that stands for all."""
     if is_op(term, aten.le.Tensor):
         key, query = (_ramp(a) for a in term.args)
     elif is_op(term, aten.ge.Tensor):
@@ -127,8 +124,9 @@ def _is_causal(term: Expr) -> bool:
         return False
     if key is None or query is None:
         return False
-    places = (key.place, query.place) == (0, 1)
-    return places and key.offset == query.offset and same_sizes([key.size], [query.size])
+    if (key.place, query.place, key.offset) != (0, 1, query.offset):
+        return False
+    return same_sizes((key.size, query.size, tq), (tk, tq, tk))
 
 
 def _lookup(term: Expr) -> tuple[Node, _Ramp, _Ramp] | None:
@@ -160,21 +158,22 @@ def _rows(graph: Graph, x: Node, first: _Ramp, second: _Ramp) -> Node:
 
 
 def _ramp(node: Expr) -> _Ramp | None:
-    if not is_tensor(node):
+    if not is_tensor(node) or value(node).dtype != torch.int64:
         return None
-    if is_op(node, aten.arange.default) and value(node).dtype == torch.int64:
-        return _Ramp(node.args[0], value(node).shape[0], 0, 0, 1)
+    if is_op(node, aten.arange.default):
+        end = arguments(node)["end"]
+        return None if isinstance(end, float) else _Ramp(end, value(node).shape[0], 0, 0, 1)
     if is_op(node, aten.unsqueeze.default):
         ramp = _ramp(node.args[0])
         if ramp is None:
             return None
         before = node.args[1] % (ramp.dims + 1) <= ramp.dims - 1 - ramp.place
         return replace(ramp, dims=ramp.dims + 1, place=ramp.place + (not before))
-    found = number_and_node(node, aten.add.Tensor)
-    if found is None or not found[0].is_integer():
-        return None
-    ramp = _ramp(found[1])
-    return None if ramp is None else replace(ramp, offset=ramp.offset + int(found[0]))
+    for number, other in both_orders(node, aten.add.Tensor):
+        ramp = _ramp(other)
+        if type(number) is int and ramp is not None:
+            return replace(ramp, offset=ramp.offset + number)
+    return None
 
 
 def _call(graph: Graph, op: Any, *args: Any) -> Node:

@@ -89,16 +89,30 @@ def _levels(graph: Graph) -> list[_Level]:
     while True:
         levels: list[_Level] = []
         of: dict[Node, int] = {}
+        ordered = 0  # the level of the last one that has a place among others
         for node in graph.nodes:
             here = node in coded
             least = (of[n] + (n in coded and not here) for n in node.all_input_nodes)
             of[node] = max(least, default=0)
+            if _has_place(node):
+                of[node] = ordered = max(of[node], ordered)
             levels += [_Level() for _ in range(of[node] + 1 - len(levels))]
             (levels[of[node]].run if here else levels[of[node]].others).append(node)
         few = [x.run for x in levels if sum(n.target in _KERNELS for n in x.run) < _LEAST_KERNELS]
         if not any(few):
             return levels
         coded.difference_update(*few)
+
+
+def _has_place(node: Expr) -> bool:
+    """Whether a node may not pass others like it: it draws random numbers, or what it does besides
+    its result is not known."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return False
+    namespace = getattr(node.target, "namespace", None)
+    if namespace in ("aten", "fastinfer"):
+        return torch.Tag.nondeterministic_seeded in node.target.tags
+    return getattr(node.target, "__module__", "") not in ("_operator", "math")
 
 
 def _candidates(graph: Graph) -> set[Node]:

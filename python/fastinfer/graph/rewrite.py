@@ -8,6 +8,7 @@ from fastinfer.graph.activations import fuse_activations, name_activations
 from fastinfer.graph.attention import fuse_attention
 from fastinfer.graph.clean import (
     allow_any_strides,
+    check_constants,
     check_memory,
     remove_identities,
     remove_writes,
@@ -25,9 +26,11 @@ from fastinfer.graph.rope import fuse_rope
 def rewrite(module: GraphModule) -> Rewritten:
     """Rewrites a graph in normal form, in place.
 
-    Raises MustStay if the graph depends on where its tensors lie in memory; it is of no use then.
+    Raises MustStay if the graph depends on where its tensors lie in memory, or holds constants
+    without numbers; it is of no use then.
     """
     graph = module.graph
+    check_constants(module)
     check_memory(graph)
     remove_writes(graph)
     remove_identities(graph)
