@@ -24,8 +24,8 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int kMaxRows = int(kFewMaskedRows);
-constexpr int64_t kMaskedAheadBytes =
-    8192;                            // of the weight: the prefetchers stop at the end of a page
+// Of the weight: the prefetchers stop at the end of a page.
+constexpr int64_t kMaskedAheadBytes = 8192;
 constexpr int64_t kGroupPanels = 4;  // that go through the epilogue together
 
 // The rows of A side by side, 4 bytes of each in turn: a step reads one place, and rows that are a

@@ -50,7 +50,7 @@ _VIEWS = {
     aten.unsqueeze.default: ("self", "dim"),
 }
 
-# fastinfer::ops::Kind
+# fastinfer::ops::Kind; its kDTypes are FLOATS.
 _NONE, _TENSOR, _INTEGER, _SIZE, _REAL, _DTYPE, _TEXT, _LIST = range(8)
 
 
@@ -162,8 +162,9 @@ def _emit(
 ) -> None:
     """The call of a program for `run`, and nodes for those of its results that others read."""
     members = set(run)
-    results = [n for n in run if any(user not in members for user in n.users)]
-    results = [n for n in results if not _has_outputs(n)]
+    results = [
+        n for n in run if not _has_outputs(n) and any(user not in members for user in n.users)
+    ]
     code = _Code(run, results)
     module.register_buffer(name, torch.tensor(code.words, dtype=torch.int64), persistent=False)
     call = new.call_function(
@@ -215,12 +216,12 @@ class _Code:
         return [len(entries), *entries]
 
     def _outputs(self, node: Expr) -> Iterator[int]:
-        schema = node.target._schema.returns
-        if len(schema) == 1 and "[]" not in str(schema[0].type) and not _has_outputs(node):
+        if not _has_outputs(node):
             yield self._numbers[node]
             return
         made = {user.args[1]: self._numbers[user] for user in node.users}
-        count = len(schema) if len(schema) > 1 else len(arguments(node)["split_sizes"])
+        sizes = arguments(node).get("split_sizes")
+        count = len(node.target._schema.returns) if sizes is None else len(sizes)
         yield from (made.get(i, -1) for i in range(count))
 
     def _arguments(self, node: Expr) -> Iterator[int]:

@@ -74,19 +74,8 @@ def _(
     return ids.new_empty((*ids.shape, k), dtype=dtype)
 
 
-@torch.library.impl("fastinfer::embedding_w8", "CUDA")
-def _(
-    ids: Tensor,
-    w_packed: Tensor,
-    w_scale: Tensor,
-    k: int,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    return rows_by_torch(ids, w_packed, w_scale, k, out_dtype)
-
-
 def rows_by_torch(
-    ids: Tensor, w_packed: Tensor, w_scale: Tensor, k: int, out_dtype: torch.dtype | None
+    ids: Tensor, w_packed: Tensor, w_scale: Tensor, k: int, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """By torch's own lookup: in the layout "cuda" the rows lie as a matrix at the end."""
     dtype = _check(ids, w_packed, w_scale, k, out_dtype)
@@ -101,3 +90,6 @@ def rows_by_torch(
     rows = w_packed[packed_bytes(n, 0, "cuda") :].view(torch.int8).view(padded)
     found = functional.embedding(ids, rows[:n, :k]).float()
     return (found * functional.embedding(ids, w_scale[:, None])).to(dtype)
+
+
+torch.library.impl("fastinfer::embedding_w8", "CUDA", rows_by_torch)
