@@ -241,7 +241,8 @@ def test_families(name, monkeypatch):
         answers = [model(**inputs) for _ in range(2)]
         counts = {len(calls(module)) for module in made if module is not None}
         assert counts == ({2} if name == "whisper encoder" else {1})
-        run = model._compiled_call_impl._code.find((), inputs)
+        fused = model._compiled_call_impl
+        run = fused._with(fused._hooks.ids()).code.find((), inputs)
         with Names() as names:
             one_by_one = run(**inputs)
         assert "fastinfer::run_program" not in names.seen

@@ -1,6 +1,5 @@
 """`fuse_`: a model's blocks on fused kernels, without a change to the model's code."""
 
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fastinfer.entry import CompiledCode
 from fastinfer.graph.rewritten import Rewritten
+from fastinfer.hooks import Hooks
 from fastinfer.observe import call, check_inputs
 from fastinfer.render import Printable
 
@@ -95,8 +95,8 @@ def fuse_(model: nn.Module, example_inputs: Any = None) -> Fusion:
     addition around them, layers that read one input quantise it once, and a norm hands its rows
     over as int8. Blocks are found by the operators that the model runs, not by the names of its
     classes: the model is traced by torch.compile (Ansel et al., "PyTorch 2", 2024) when it is
-    first called, which takes seconds, and the graph is rewritten. The guards of torch.compile
-    notice calls that differ (training mode, other options, hooks added): those are traced anew.
+    first called, which takes seconds, and the graph is rewritten. Calls that differ (training mode,
+    other options, hooks added) are noticed and traced anew.
     Batch and length may vary freely; 1 and more than 1 are different graphs. Where another tracer
     is at work (torch.compile, torch.export, torch.jit.trace), or hooks on all modules are set, the
     model runs as it is. nn.TransformerEncoder's own fused path is not taken: positions that are
@@ -129,37 +129,13 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_fx_symbolic_tracing()
 
 
-class _GuardHooks(threading.local):
-    """torch.compile does not notice hooks that are added to a traced module, unless it is told to
-    when it writes its guards, which is right after it called the backend. (What would halve the
-    time of the guards, use_recursive_dict_tags_for_guards, has crashed, and torch turned it off:
-    https://github.com/pytorch/pytorch/pull/181873.)"""
-
-    _patch: Any = None
-
-    def start(self) -> None:
-        if self._patch is None:
-            self._patch = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
-            self._patch.__enter__()
-
-    def stop(self) -> None:
-        if self._patch is not None:
-            self._patch.__exit__(None, None, None)
-            self._patch = None
-
-
-_guard_hooks = _GuardHooks()
-
-
-class _FusedCall:
-    """Stands where nn.Module.compile() keeps the compiled call of a module."""
+class _Traced:
+    """A model with certain hooks, under torch.compile. Its guards notice when one of them goes, but
+    others that come only if told to look at every kind of hook of every module, which is a third
+    of their time."""
 
     def __init__(self, model: nn.Module, fusion: Fusion) -> None:
-        self._model = model
-        self._warned = False
-
         def backend(module: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
-            _guard_hooks.start()
             from fastinfer.graph.backend import compile_graph  # a second, and only at a call
 
             return compile_graph(module, fusion.graphs.append)
@@ -170,8 +146,18 @@ class _FusedCall:
 
         # torch.compile keeps what it made, up to a limit, by code object: one for each model.
         run.__code__ = run.__code__.replace()
-        self._compiled = torch.compile(run, backend=backend)
-        self._code = CompiledCode(run)
+        self.compiled = torch.compile(run, backend=backend)
+        self.code = CompiledCode(run)
+
+
+class _FusedCall:
+    """Stands where nn.Module.compile() keeps the compiled call of a module."""
+
+    def __init__(self, model: nn.Module, fusion: Fusion) -> None:
+        self._model, self._fusion = model, fusion
+        self._hooks = Hooks(model)
+        self._traced: dict[tuple[int, ...], _Traced] = {}  # by hooks: none, and the last others
+        self._warned = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _is_traced() or _has_any_global_hook():
@@ -179,17 +165,21 @@ class _FusedCall:
         if torch.is_grad_enabled():
             self._warn()
             return self._model._call_impl(*args, **kwargs)
-        direct = self._code.find(args, kwargs)
+        direct = self._with(self._hooks.ids()).code.find(args, kwargs)
         if direct is not None:
             return direct(*args, **kwargs)
         # Sizes of the inputs become symbols at the first trace instead of the second.
         for t in pytree.tree_leaves((args, kwargs)):
             if isinstance(t, Tensor):
                 torch._dynamo.maybe_mark_dynamic(t, list(range(t.dim())))
-        try:
-            return self._compiled(*args, **kwargs)
-        finally:
-            _guard_hooks.stop()
+        return self._with(self._hooks.read()).compiled(*args, **kwargs)
+
+    def _with(self, hooks: tuple[int, ...]) -> _Traced:
+        traced = self._traced.get(hooks)
+        if traced is None:
+            traced = _Traced(self._model, self._fusion)
+            self._traced = {k: v for k, v in self._traced.items() if not k} | {hooks: traced}
+        return traced
 
     def _warn(self) -> None:
         if not self._warned and not self._model.training:
