@@ -1,4 +1,4 @@
-// gemm_s8s8s32_1x16x16_avx2. Contract and layouts: gemm_s8s8s32.h.
+// gemm_s8s8s32_3x16x16_avx2. Contract and layouts: gemm_s8s8s32.h.
 //
 // vpmaddubsw takes twice as many bytes as vpmaddwd takes int16, but adds two products in 16 bits
 // and saturates. Here it never does: B is unsigned, b + 128 <= 255, and A is split in three,
@@ -24,16 +24,19 @@
 // in Gaussian rows and weights 4 % at K = 384 and 1 % at 768, are done again widened at every step,
 // and the difference is added; where it is a sixth of the rows, all are widened at every step.
 //
-// 16 of K and 16 columns of B are 8 registers; then 1 for ones, 2 sums, 1 of A, 1 start, 1 product.
-// A row takes 8 x (vpmaddubsw, vpaddw), 2 x (vpmaddwd by ones, vpaddd) and 5 broadcasts for 256
-// multiply-adds, 10 of which need the two multiplying ports; with a vpmaddwd to each vpmaddubsw it
-// would be 16. The sums of 32 bits stay in L1.
+// A tile is 3 rows and 16 columns, with sums of 32 and of 16 bits in 12 registers; then 2 of B, 1
+// of A, 1 product. Of 16 of K and 16 columns a row takes 8 x (vpmaddubsw, vpaddw), 2 x (vpmaddwd by
+// ones, vpaddd) and 5 broadcasts for 256 multiply-adds, 10 of which need a multiplying port; with a
+// vpmaddwd to each vpmaddubsw it would be 16.
 //
-// Measured on a Zen 4 core of 3.7 GHz. In registers alone: 8 products and what belongs to them take
-// 6.3 cycles (300 GOP/s), 8 x (vpmaddubsw, vpmaddwd, vpaddd) take 8 (236). The kernel, rows
-// prepared each time, Gaussian rows and weights, M = 128 and 512: 180 to 195 at K = 384, 215 at
-// 768, 240 at 3072, 255 at 11008. Slow: uniform weights, whose norms are large for their range
-// (160), and rows as after GELU at small K (145 at 384), where a fifth of the groups are in r.
+// Measured on a Zen 1 core of 2.98 GHz, whose one multiplying port takes 2 cycles for 32 bytes: for
+// these 256 multiply-adds 20 cycles are the floor (76 GOP/s). In registers alone, without
+// broadcasts and loads, they take 21. A tile over and over takes 23.6 (65), since additions and
+// broadcasts need that port, too; with the sums in memory and B in registers instead it was 29. The
+// kernel, rows prepared each time, Gaussian rows and weights, M = 128: 41 GOP/s at K = 384, 48 at
+// 768, 52 at 3072, 54 at 4096; vpmaddwd alone could reach 48 with nothing else to do, as fp32
+// could. Slow: uniform weights, whose norms are large for their range (30), and rows as after GELU
+// at small K, where a fifth of the groups are in r.
 //
 // Rows are widened instead, and multiplied by vpmaddwd, where splitting does not pay: fewer than
 // kLeastSplitRows, or more rests than one for four groups. Overflow: int32 arithmetic modulo 2^32,
@@ -229,72 +232,90 @@ inline __m256i first_pairs(__m256i start_s16, __m256i b_u8, __m256i d_s8) {
   return acc_s16;
 }
 
-// sums[i * 16 + c] += 16 of K, for all rows; b is that slice of the panel. Not inlined: 8 registers
-// for B, 1 for ones, 2 for sums, 1 for d, 2 for the start and a product.
-__attribute__((noinline)) void short_sums(const Unit* unit, int64_t rows, const uint8_t* b,
-                                          int32_t* sums) {
-  __m256i b_u8[4][2];
-#pragma GCC unroll 4
-  for (int step = 0; step < 4; ++step) {
-    b_u8[step][0] = load_bytes(b + step * 64);
-    b_u8[step][1] = load_bytes(b + step * 64 + 32);
-  }
-  __m256i ones_s16 = _mm256_set1_epi16(1);
-  __asm__("" : "+x"(ones_s16));
-  const Unit* const end = unit + rows;
-#pragma GCC unroll 2
-  for (; unit != end; ++unit, sums += 16) {
-    const __m256i start_s16 = _mm256_set1_epi32(unit->start);
-    const __m256i d_s8 = broadcast_four(unit->d);
-    __m256i low_s16 = first_pairs(start_s16, b_u8[0][0], d_s8);
-    __m256i high_s16 = first_pairs(start_s16, b_u8[0][1], d_s8);
-#pragma GCC unroll 3
-    for (int step = 1; step < 4; ++step) {
-      const __m256i next_s8 = broadcast_four(unit->d + step * 4);
-      multiply_add_pairs(low_s16, b_u8[step][0], next_s8);
-      multiply_add_pairs(high_s16, b_u8[step][1], next_s8);
-    }
-    store_sums(sums, _mm256_add_epi32(_mm256_madd_epi16(low_s16, ones_s16), load_sums(sums)));
-    store_sums(sums + 8,
-               _mm256_add_epi32(_mm256_madd_epi16(high_s16, ones_s16), load_sums(sums + 8)));
-  }
+// acc += the pairs of v, 32 bits a lane. In assembly for the same reason.
+inline void widen_add(__m256i& acc_s32, __m256i v_s16, const __m256i& ones_s16) {
+  __m256i product;
+  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+          : "+x"(acc_s32), "=&x"(product)
+          : "x"(v_s16), "m"(ones_s16));
 }
 
-// acc += four products of b and d in each lane. In assembly for the same reason as multiply_add.
-inline void multiply_add_fours(__m256i& acc_s32, __m256i b_u8, __m256i d_s8, __m256i ones_s16) {
+// acc += pairs of products of b and d, widened at once.
+inline void widen_add_products(__m256i& acc_s32, __m256i b_u8, __m256i d_s8,
+                               const __m256i& ones_s16) {
   __m256i product;
   __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
           : "+x"(acc_s32), "=&x"(product)
-          : "x"(b_u8), "x"(d_s8), "x"(ones_s16));
+          : "x"(b_u8), "x"(d_s8), "m"(ones_s16));
 }
 
-// The same as short_sums, widened at every step: for any norms.
-__attribute__((noinline)) void long_sums(const Unit* unit, int64_t rows, const uint8_t* b,
-                                         int32_t* sums) {
-  __m256i b_u8[4][2];
-#pragma GCC unroll 4
-  for (int step = 0; step < 4; ++step) {
-    b_u8[step][0] = load_bytes(b + step * 64);
-    b_u8[step][1] = load_bytes(b + step * 64 + 32);
+// sums[i * 16 + c] += 16 of K for each of `list`, for MR rows of one tile; `units` are its first
+// row's of the slice, b_u8 is that slice of the panel. kShort: products are added up in 16 bits,
+// for which all 16 registers are needed: two sums of 32 and two of 16 bits a row, two of B, d, a
+// product.
+template <int MR, bool kShort>
+void tile_sums(const Unit* units, const uint8_t* b_u8, const uint16_t* list, int64_t count,
+               int32_t* sums) {
+  alignas(32) static constexpr int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  const __m256i& ones_s16 = *reinterpret_cast<const __m256i*>(kOnes);
+  __m256i acc_s32[MR][2];
+#pragma GCC unroll 3
+  for (int i = 0; i < MR; ++i) {
+    acc_s32[i][0] = load_sums(sums + i * 16);
+    acc_s32[i][1] = load_sums(sums + i * 16 + 8);
   }
-  __m256i ones_s16 = _mm256_set1_epi16(1);
-  __asm__("" : "+x"(ones_s16));
-  for (const Unit* const end = unit + rows; unit != end; ++unit, sums += 16) {
-    const __m256i start_s32 = _mm256_set1_epi32(unit->wide_start);
-    __m256i low_s32 = _mm256_add_epi32(start_s32, load_sums(sums));
-    __m256i high_s32 = _mm256_add_epi32(start_s32, load_sums(sums + 8));
+  for (const uint16_t* const end = list + count; list != end; ++list) {
+    const Unit* unit = units + *list * kTileRows;
+    const uint8_t* b = b_u8 + *list * 256;
+    __m256i acc_s16[MR][2];
 #pragma GCC unroll 4
     for (int step = 0; step < 4; ++step) {
-      const __m256i d_s8 = broadcast_four(unit->d + step * 4);
-      multiply_add_fours(low_s32, b_u8[step][0], d_s8, ones_s16);
-      multiply_add_fours(high_s32, b_u8[step][1], d_s8, ones_s16);
+      const __m256i low_u8 = load_bytes(b + step * 64), high_u8 = load_bytes(b + step * 64 + 32);
+#pragma GCC unroll 3
+      for (int i = 0; i < MR; ++i) {
+        const __m256i d_s8 = broadcast_four(unit[i].d + step * 4);
+        if constexpr (!kShort) {
+          widen_add_products(acc_s32[i][0], low_u8, d_s8, ones_s16);
+          widen_add_products(acc_s32[i][1], high_u8, d_s8, ones_s16);
+        } else if (step == 0) {
+          const __m256i start_s16 = _mm256_set1_epi32(unit[i].start);
+          acc_s16[i][0] = first_pairs(start_s16, low_u8, d_s8);
+          acc_s16[i][1] = first_pairs(start_s16, high_u8, d_s8);
+        } else {
+          multiply_add_pairs(acc_s16[i][0], low_u8, d_s8);
+          multiply_add_pairs(acc_s16[i][1], high_u8, d_s8);
+        }
+      }
     }
-    store_sums(sums, low_s32);
-    store_sums(sums + 8, high_s32);
+#pragma GCC unroll 3
+    for (int i = 0; i < MR; ++i) {
+      if constexpr (kShort) {
+        widen_add(acc_s32[i][0], acc_s16[i][0], ones_s16);
+        widen_add(acc_s32[i][1], acc_s16[i][1], ones_s16);
+      } else {
+        const __m256i start_s32 = _mm256_set1_epi32(unit[i].wide_start);
+        acc_s32[i][0] = _mm256_add_epi32(acc_s32[i][0], start_s32);
+        acc_s32[i][1] = _mm256_add_epi32(acc_s32[i][1], start_s32);
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < MR; ++i) {
+    store_sums(sums + i * 16, acc_s32[i][0]);
+    store_sums(sums + i * 16 + 8, acc_s32[i][1]);
   }
 }
 
-// Puts right what short_sums added to the sums of one row.
+template <bool kShort>
+void tile_sums(int64_t rows, const Unit* units, const uint8_t* b_u8, const uint16_t* list,
+               int64_t count, int32_t* sums) {
+  const auto run = rows == 3   ? tile_sums<3, kShort>
+                   : rows == 2 ? tile_sums<2, kShort>
+                               : tile_sums<1, kShort>;
+  run(units, b_u8, list, count, sums);
+}
+
+// Puts right what tile_sums adds in 16 bits to the sums of one row.
 __attribute__((noinline)) void correct_sums(const Unit& unit, const uint8_t* b, int32_t* sums) {
   const __m256i ones_s16 = _mm256_set1_epi16(1);
   for (int j = 0; j < 2; ++j, sums += 8, b += 32) {
@@ -318,10 +339,11 @@ inline bool fits(Norm norm, const Squares& squares) {
          int64_t(norm.pair[1]) * squares.pair[1] <= kMostProduct;
 }
 
-// sums[i * 16 + c] += 16 of K, where sums of 16 bits may wrap round: such rows are done, or
-// corrected, by long_sums.
-void checked_sums(const Unit* unit, const Norm* norms, const Squares& squares, int64_t rows,
-                  const uint8_t* b, int32_t* sums) {
+// Whether 16 of K are to be added up in 16 bits; then the rows where these wrap round are put
+// right.
+bool is_short(const SplitRows& s, int64_t first_row, int64_t rows, int64_t at,
+              const Squares& squares, const uint8_t* b, int32_t* sums) {
+  if (fits(s.most_norm[at], squares)) return true;
   Norm most;
   for (int i = 0; i < 2; ++i) {
     most.pair[i] = uint8_t(std::min<int64_t>(kMostProduct / std::max(squares.pair[i], 1), 254));
@@ -329,6 +351,7 @@ void checked_sums(const Unit* unit, const Norm* norms, const Squares& squares, i
   int16_t most_pair;
   std::memcpy(&most_pair, &most, 2);
   const __m256i most_u8 = _mm256_set1_epi16(most_pair);
+  const Norm* norms = s.norms + at * s.norm_stride + first_row;
   uint32_t over[kBlockRows / kNormRows];  // two bits a row
   int count = 0;
   for (int64_t i = 0; i < rows; i += kNormRows) {
@@ -337,14 +360,14 @@ void checked_sums(const Unit* unit, const Norm* norms, const Squares& squares, i
     over[i / kNormRows] = ~uint32_t(_mm256_movemask_epi8(row_fits)) & 0x55555555;
     count += __builtin_popcount(over[i / kNormRows]);
   }
-  if (count > rows / 6) return long_sums(unit, rows, b, sums);
-  short_sums(unit, rows, b, sums);
+  if (count > rows / 6) return false;
   for (int64_t i = 0; i < rows; i += kNormRows) {
     for (uint32_t bits = over[i / kNormRows]; bits != 0; bits &= bits - 1) {
       const int64_t row = i + __builtin_ctz(bits) / 2;
-      if (row < rows) correct_sums(unit[row], b, sums + row * 16);
+      if (row < rows) correct_sums(*s.unit(first_row + row, at), b, sums + row * 16);
     }
   }
+  return true;
 }
 
 // Rows [row, row + rows) of p, which are rows [first_row, ...) of `s`.
@@ -352,37 +375,40 @@ void split_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
                 const SplitRows& s, int64_t first_row) {
   alignas(64) int32_t all_sums[kBlockRows * 16];
   alignas(64) uint8_t b[kSplitSliceK * 16];
-  Squares squares[kSplitSliceK / 16];
-  int32_t* sums = all_sums + first_row * 16;
+  uint16_t lists[2][kSplitSliceK / 16];  // of 16 of K: widened at once, and short
+  int32_t* const sums = all_sums + first_row * 16;
   for (int64_t n = 0; n < p.n; n += kPanelColumns) {
     const int8_t* panel = p.panels + n * p.k_pad;
     start_sums(s, p.compensation + n, all_sums);
-    const int64_t column_bytes = n * size_of(p.out_dtype);
-    char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column_bytes;
+    char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + n * size_of(p.out_dtype);
     for (int64_t k = 0; k < p.k_pad; k += kSplitSliceK) {
-      const int64_t count = std::min(kSplitSliceK, p.k_pad - k);
-      for (int64_t i = 0; i < count; i += 16) {
-        squares[i / 16] = copy_b(panel + (k + i) * 16, b + i * 16);
+      const int64_t steps = std::min(kSplitSliceK, p.k_pad - k) / 16;
+      int64_t counts[2] = {0, 0};
+      for (int64_t i = 0; i < steps; ++i) {
+        const Squares squares = copy_b(panel + (k + i * 16) * 16, b + i * 256);
+        const bool kind = is_short(s, first_row, rows, k / 16 + i, squares, b + i * 256, sums);
+        lists[kind][counts[kind]++] = uint16_t(i);
       }
       add_rests(s, s.first + k / kSplitSliceK * s.rows, b, all_sums);
-      // Beside each 16 of K as many of the next slice, which follows in memory, are prefetched,
-      // and before the epilogue a share of its lines of the output.
-      const int8_t* next = panel + (k + count) * 16;
-      const int64_t share = k + count < p.k_pad ? 0 : (rows * 16 + count - 1) / count;
-      int64_t out_row = 0;
-      for (int64_t i = 0; i < count; i += 16, next += 256) {
-        for (int line = 0; line < 256; line += 64) _mm_prefetch(next + line, _MM_HINT_T1);
-        for (const int64_t end = std::min(rows, out_row + share); out_row < end; ++out_row) {
-          _mm_prefetch(out + out_row * p.out_ld_bytes, _MM_HINT_T0);
+      // Beside each tile a share of the next slice, which follows in memory, is prefetched, and
+      // beside those of the last slice their lines of the output.
+      const char* next = reinterpret_cast<const char*>(panel + (k + steps * 16) * 16);
+      const char* const next_end = next + steps * 256;
+      const int64_t share = (steps * 4 * kTileRows / rows + 1) * 64;
+      for (int64_t i = 0, tile; i < rows; i += tile) {
+        const int64_t at = (first_row + i) % kTileRows;
+        tile = std::min(kTileRows - at, rows - i);
+        for (const char* const to = std::min(next + share, next_end); next < to; next += 64) {
+          _mm_prefetch(next, _MM_HINT_T1);
         }
-        const int64_t at = (k + i) / 16;
-        const Unit* unit = s.units + at * s.rows + first_row;
-        if (fits(s.most_norm[at], squares[i / 16])) {
-          short_sums(unit, rows, b + i * 16, sums);
-        } else {
-          checked_sums(unit, s.norms + at * s.norm_stride + first_row, squares[i / 16], rows,
-                       b + i * 16, sums);
+        if (k + steps * 16 == p.k_pad) {
+          for (int64_t j = i; j < i + tile; ++j) {
+            _mm_prefetch(out + j * p.out_ld_bytes, _MM_HINT_T0);
+          }
         }
+        const Unit* units = s.unit(first_row + i, k / 16);
+        tile_sums<true>(tile, units, b, lists[1], counts[1], sums + i * 16);
+        tile_sums<false>(tile, units, b, lists[0], counts[0], sums + i * 16);
       }
     }
     epilogue(p, sums, 16, row, rows, n, std::min<int64_t>(16, p.n - n));
@@ -405,7 +431,7 @@ void gemm_s8s8s32_avx2_prepare(const int8_t* a, int64_t m, int64_t k_pad, void* 
   }
 }
 
-void gemm_s8s8s32_1x16x16_avx2(const GemmS8S8S32& p) {
+void gemm_s8s8s32_3x16x16_avx2(const GemmS8S8S32& p) {
   const EpilogueFn epilogue = select_epilogue<Avx2Vec>(p);
   const int64_t block_bytes = SplitRows(nullptr, kBlockRows, p.k_pad).bytes;
   for (int64_t m = 0, rows; m < p.m; m += rows) {

@@ -14,6 +14,7 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int64_t kBlockRows = 128, kSplitSliceK = 768, kNormRows = 16;
+constexpr int64_t kTileRows = 3;    // whose units stand together
 constexpr int64_t kMostPieces = 3;  // of r in one group of 4: |a - c| <= 255 < 64 + 64 + 2 * 64
 constexpr int64_t kNormUnit = 256;
 
@@ -48,15 +49,19 @@ struct SplitRows {
   int32_t* first;       // [K / kSplitSliceK][rows]: to the next, its rests
   Norm* most_norm;      // [K / 16]: of all rows
   Norm* norms;          // [K / 16][norm_stride]
-  Unit* units;          // [K / 16][rows]
+  Unit* units;          // [rows / kTileRows][K / 16][kTileRows]
   int32_t* rests;       // r, four bytes each
   int32_t* groups;      // theirs: 64 times k / 4 within the slice
-  int64_t rows, norm_stride, bytes;
+  int64_t rows, steps, norm_stride, bytes;
 
   static int64_t most_rests(int64_t rows, int64_t k_pad) { return rows * k_pad / 16; }
 
+  Unit* unit(int64_t row, int64_t step) const {
+    return units + (row / kTileRows * steps + step) * kTileRows + row % kTileRows;
+  }
+
   SplitRows(void* memory, int64_t block_rows, int64_t k_pad)
-      : rows(block_rows), norm_stride(round_up(rows, kNormRows)), bytes(0) {
+      : rows(block_rows), steps(k_pad / 16), norm_stride(round_up(rows, kNormRows)), bytes(0) {
     const auto take = [&](auto*& array, int64_t count) {
       using T = std::remove_reference_t<decltype(*array)>;
       array = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes));
@@ -66,9 +71,9 @@ struct SplitRows {
     take(mean, rows);
     take(rest_start, rows);
     take(first, (k_pad + kSplitSliceK - 1) / kSplitSliceK * rows + 1);
-    take(most_norm, k_pad / 16);
-    take(norms, k_pad / 16 * norm_stride + kNormRows);
-    take(units, k_pad / 16 * rows);
+    take(most_norm, steps);
+    take(norms, steps * norm_stride + kNormRows);
+    take(units, round_up(rows, kTileRows) * steps);
     take(rests, most_rests(rows, k_pad) + 8 * kMostPieces);
     take(groups, most_rests(rows, k_pad) + 8 * kMostPieces);
   }
@@ -168,14 +173,14 @@ bool split(const int8_t* a, int64_t k_pad, SplitRows* s) {
     s->rest_start[i] = sum - s->mean[i] * int32_t(k_pad);
     d_sums_s32[i] = _mm256_setzero_si256();
   }
-  std::memset(s->norms, 0, size_t(k_pad / 16 * s->norm_stride) * sizeof(Norm));
+  std::memset(s->norms, 0, size_t(s->steps * s->norm_stride) * sizeof(Norm));
   int32_t* first = s->first;
   for (int64_t slice = 0; slice < k_pad; slice += kSplitSliceK) {
     const int64_t end = std::min(k_pad, slice + kSplitSliceK);
     __m256i most_norms[kSplitSliceK / 32] = {};
     for (int64_t i = 0; i < rows; ++i) {
       *first++ = count;
-      Unit* unit = s->units + slice / 16 * rows + i;
+      Unit* unit = s->unit(i, slice / 16);
       Norm* norm = s->norms + slice / 16 * s->norm_stride + i;
       for (int64_t k = slice; k < end; k += 32) {
         const __m256i d = split_32(a + i * k_pad + k, k, i, s, &count);
@@ -198,11 +203,12 @@ bool split(const int8_t* a, int64_t k_pad, SplitRows* s) {
         store_norms(norms, norm, norm + s->norm_stride);
         unit[0].start = _mm256_cvtsi256_si32(sums);
         unit[0].wide_start = _mm256_cvtsi256_si32(wide);
-        unit[rows].start = _mm256_extract_epi32(sums, 4);
-        unit[rows].wide_start = _mm256_extract_epi32(wide, 4);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(unit[0].d), _mm256_castsi256_si128(d));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(unit[rows].d), _mm256_extracti128_si256(d, 1));
-        unit += 2 * rows;
+        Unit& next = unit[kTileRows];
+        next.start = _mm256_extract_epi32(sums, 4);
+        next.wide_start = _mm256_extract_epi32(wide, 4);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(next.d), _mm256_extracti128_si256(d, 1));
+        unit += 2 * kTileRows;
         norm += 2 * s->norm_stride;
       }
     }
