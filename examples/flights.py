@@ -116,7 +116,7 @@ def train(model: LateNet, data: TensorDataset, steps: int) -> LateNet:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
     scheduler = forms.warm_up_and_cosine(optimizer, steps)
     for ids, numbers, late in itertools.islice(batches, steps):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=forms.has_bf16()):
             scores = model(ids, numbers)
         loss = nn.functional.cross_entropy(scores.float(), late)
         optimizer.zero_grad()

@@ -39,7 +39,7 @@ class Example:
     the first. inputs: by description, what the model is timed on; the picture shows the last.
     batches: what a student is distilled on, from the training split; calibration: a few of them,
     for the criteria of pruning. blocks: the share of 16 x 64 tiles that go. channels: the share of
-    an MLP's channels that stays.
+    an MLP's channels that stays. mixed_precision: of distillation, on a CPU that has bf16.
     """
 
     name: str
@@ -82,8 +82,13 @@ def recover_(student: nn.Module, example: Example, steps: int) -> None:
         optimizer=partial(torch.optim.AdamW, fused=True),
         lr=example.lr,
         scheduler=partial(warm_up_and_cosine, steps=steps),
-        mixed_precision=example.mixed_precision,
+        mixed_precision=example.mixed_precision if has_bf16() else "no",
     )
+
+
+def has_bf16() -> bool:
+    isas = fastinfer.show_config().isas
+    return any(isa["name"] == "avx512bf16" and isa["supported"] for isa in isas)
 
 
 def pruned(model: nn.Module, structure: Any, criterion: Any, batches: Sequence[Any]) -> nn.Module:

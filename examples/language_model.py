@@ -92,7 +92,7 @@ def train(model: nn.Module, pieces: Texts, steps: int) -> nn.Module:
     scheduler = forms.warm_up_and_cosine(optimizer, steps)
     model.train()
     for batch in itertools.islice(passes, steps):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=forms.has_bf16()):
             loss = loss_of(model, batch)
         optimizer.zero_grad()
         loss.backward()

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -363,7 +364,11 @@ def test_a_mask_is_kept_and_a_prepared_student_becomes_int8(finalized: bool, ran
     assert same_bits(student(batches[0]), y)
 
 
-def test_bf16_trains_float_weights(randn: Randn) -> None:
+@pytest.mark.parametrize("lacks", [False, True])
+def test_bf16_trains_float_weights(
+    randn: Randn, monkeypatch: pytest.MonkeyPatch, lacks: bool
+) -> None:
+    monkeypatch.setattr("fastinfer.accelerated._lacks_bf16", lambda: lacks)
     seen = []
 
     class Looks(nn.Identity):
@@ -372,7 +377,12 @@ def test_bf16_trains_float_weights(randn: Randn) -> None:
             return x
 
     student, teacher = mlp().append(Looks()), mlp()
-    result = distill(student, teacher, batches_of(randn), mixed_precision="bf16", lr=0.01, epochs=5)
+    told = pytest.warns(UserWarning, match="no bf16 instructions") if lacks else nullcontext()
+    with told as warned:
+        result = distill(
+            student, teacher, batches_of(randn), mixed_precision="bf16", lr=0.01, epochs=5
+        )
+    assert not lacks or Path(warned[0].filename) == Path(__file__)
     assert set(seen) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in student.parameters())
     assert sum(result.losses[-6:]) < sum(result.losses[:6])

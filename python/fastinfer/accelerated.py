@@ -1,10 +1,14 @@
 """What surrounds the loop of `distill`: accelerate, TensorBoard's writer, training mode."""
 
+import platform
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+
+from fastinfer import _C
 
 Write = Callable[[str, float, int], None]
 
@@ -24,6 +28,12 @@ def accelerated(student: nn.Module, mixed_precision: str) -> Iterator[Any]:
         state.clear()
     try:
         on_cpu = next(student.parameters()).device.type == "cpu"
+        if on_cpu and mixed_precision == "bf16" and _lacks_bf16():
+            warnings.warn(
+                "mixed_precision: this CPU has no bf16 instructions, so that 'bf16' is slower than "
+                "'no', by several times without AVX-512",
+                stacklevel=5,
+            )
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
         if accelerator.num_processes > 1:
             raise ValueError(
@@ -34,6 +44,12 @@ def accelerated(student: nn.Module, mixed_precision: str) -> Iterator[Any]:
         for state, before in zip(states, held, strict=True):
             state.clear()
             state.update(before)
+
+
+def _lacks_bf16() -> bool:
+    """Whether this is an x86 CPU that computes bf16 by way of float32."""
+    has = any(isa["name"] == "avx512bf16" and isa["supported"] for isa in _C.isas())
+    return platform.machine() in ("x86_64", "AMD64") and not has
 
 
 def scalar_writer(stack: ExitStack, log_dir: Any, steps: int) -> Write:

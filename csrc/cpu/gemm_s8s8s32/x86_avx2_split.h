@@ -14,8 +14,9 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int64_t kBlockRows = 128, kSplitSliceK = 768, kNormRows = 16;
-constexpr int64_t kTileRows = 3;    // whose units stand together
-constexpr int64_t kMostPieces = 3;  // of r in one group of 4: |a - c| <= 255 < 64 + 64 + 2 * 64
+constexpr int64_t kTileRows = 3;     // whose units stand together
+constexpr int32_t kMostCentre = 63;  // |c|
+constexpr int64_t kMostPieces = 3;   // of r in one group of 4: |a - c| <= 255 < 64 + 64 + 2 * 64
 constexpr int64_t kNormUnit = 256;
 
 // One row and 16 of K: d, and what its sums of 16 bits start from.
@@ -44,7 +45,7 @@ inline __m256i square_pairs(__m256i v_s8) {
 // A block of rows in memory.
 struct SplitRows {
   bool* is_split;       // false: it does not pay, and the rest is not filled
-  int32_t* mean;        // c
+  int32_t* centre;      // c
   int32_t* rest_start;  // -128 times the sum of r
   int32_t* first;       // [K / kSplitSliceK][rows]: to the next, its rests
   Norm* most_norm;      // [K / 16]: of all rows
@@ -68,7 +69,7 @@ struct SplitRows {
       bytes += round_up(count * int64_t(sizeof(T)), 64);
     };
     take(is_split, 1);
-    take(mean, rows);
+    take(centre, rows);
     take(rest_start, rows);
     take(first, (k_pad + kSplitSliceK - 1) / kSplitSliceK * rows + 1);
     take(most_norm, steps);
@@ -122,7 +123,7 @@ inline void append(__m256i r, __m256i groups, unsigned set, SplitRows* s, int32_
 
 // d of 32 along K, the k-th and on, of a row; its rests go to s. No branch on what is common.
 inline __m256i split_32(const int8_t* a, int64_t k, int64_t row, SplitRows* s, int32_t* count) {
-  const __m256i v = load_bytes(a), c = _mm256_set1_epi8(int8_t(s->mean[row]));
+  const __m256i v = load_bytes(a), c = _mm256_set1_epi8(int8_t(s->centre[row]));
   const __m256i d = _mm256_subs_epi8(v, c);
   const __m256i pairs_s16 = _mm256_maddubs_epi16(_mm256_set1_epi8(1), d);
   // Not zero where d is out of int8: one difference saturates, the other wraps round.
@@ -139,7 +140,7 @@ inline __m256i split_32(const int8_t* a, int64_t k, int64_t row, SplitRows* s, i
   if (!_mm256_testz_si256(left, left)) {  // v - c - d, up to 128, in two pieces
     const __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(v));
     const __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(v, 1));
-    const __m256i c_s16 = _mm256_set1_epi16(int16_t(s->mean[row]));
+    const __m256i c_s16 = _mm256_set1_epi16(int16_t(s->centre[row]));
     const auto over_int8 = [&](__m256i v_s16, __m128i d_s8) {
       return _mm256_sub_epi16(_mm256_sub_epi16(v_s16, c_s16), _mm256_cvtepi8_epi16(d_s8));
     };
@@ -169,8 +170,8 @@ bool split(const int8_t* a, int64_t k_pad, SplitRows* s) {
   __m256i d_sums_s32[kBlockRows];
   for (int64_t i = 0; i < rows; ++i) {
     const int32_t sum = row_sum(a + i * k_pad, k_pad);
-    s->mean[i] = sum / int32_t(k_pad);
-    s->rest_start[i] = sum - s->mean[i] * int32_t(k_pad);
+    s->centre[i] = std::clamp(sum / int32_t(k_pad), -kMostCentre, kMostCentre);
+    s->rest_start[i] = sum - s->centre[i] * int32_t(k_pad);
     d_sums_s32[i] = _mm256_setzero_si256();
   }
   std::memset(s->norms, 0, size_t(s->steps * s->norm_stride) * sizeof(Norm));
