@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -86,6 +86,7 @@ def recover_(student: nn.Module, example: Example, steps: int) -> None:
     )
 
 
+@cache
 def has_bf16() -> bool:
     isas = fastinfer.show_config().isas
     return any(isa["name"] == "avx512bf16" and isa["supported"] for isa in isas)

@@ -237,12 +237,16 @@ def test_calls_that_fit_pass_by_the_entry_of_torch_compile(monkeypatch):
         assert torch.equal(model(x), entry(x))
     assert torch.equal(model(input=x), entry(x))
     assert entered == [1]  # a keyword is another way to call
+    with model[1].register_forward_hook(lambda module, args, output: 0 * output):
+        same(model(x)[0, 0], model[2].bias.detach())
+    assert torch.equal(model(x), entry(x))
+    assert entered == [1, 1]  # as whenever a hook went
     with torch.compiler.set_stance("force_eager"):
         same(model(x), entry(x))
-    assert entered == [1, 1]
+    assert entered == [1, 1, 1]
     torch._dynamo.reset()
     assert torch.equal(model(x), entry(x))
-    assert entered == [1, 1, 1]
+    assert entered == [1, 1, 1, 1]
     assert want.shape == (2, 5, 64)
 
 

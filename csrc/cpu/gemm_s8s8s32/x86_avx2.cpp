@@ -134,7 +134,7 @@ void widened_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
   for (int64_t n = 0; n < p.n; n += kPanelColumns) {
     const int8_t* panel = p.panels + n * p.k_pad;
     std::memset(sums, 0, size_t(rows) * 16 * sizeof(int32_t));
-    if (rows <= 3) {
+    if (rows <= kMostFewRows) {
       wide_tiles<false>(a, p.k_pad, rows, panel, p.k_pad, sums);
     } else {
       for (int64_t k = 0; k < p.k_pad; k += kSliceK) {
@@ -176,10 +176,13 @@ void start_sums(const SplitRows& s, const int32_t* compensation, int32_t* sums) 
   }
 }
 
+// b + 128.
+inline __m256i shifted(__m256i b_s8) { return _mm256_xor_si256(b_s8, _mm256_set1_epi8(-128)); }
+
 // 32 of b + 128, from those or from b itself.
 template <bool kShifted>
 __m256i load_b(const void* b) {
-  return kShifted ? load_bytes(b) : _mm256_xor_si256(load_bytes(b), _mm256_set1_epi8(-128));
+  return kShifted ? load_bytes(b) : shifted(load_bytes(b));
 }
 
 // sums += the rests of a slice of K of one panel; row i has rests[first[i]] to
@@ -215,8 +218,7 @@ Squares copy_b(const int8_t* b, uint8_t* b_u8) {
   for (int i = 0; i < 8; ++i) {
     const __m256i v = load_bytes(b + i * 32);
     squares[i % 2] = _mm256_adds_epu16(squares[i % 2], square_pairs(v));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(b_u8 + i * 32),
-                       _mm256_xor_si256(v, _mm256_set1_epi8(-128)));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(b_u8 + i * 32), shifted(v));
   }
   const __m256i most = _mm256_max_epu16(squares[0], squares[1]);
   __m128i four = _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
@@ -399,8 +401,8 @@ inline bool fits(Norm norm, const Squares& squares) {
 
 // Whether 16 of K are to be added up in 16 bits; then the rows where these wrap round are put
 // right.
-bool is_short(const SplitRows& s, int64_t first_row, int64_t rows, int64_t at,
-              const Squares& squares, const uint8_t* b, int32_t* sums) {
+bool make_short(const SplitRows& s, int64_t first_row, int64_t rows, int64_t at,
+                const Squares& squares, const uint8_t* b, int32_t* sums) {
   if (fits(s.most_norm[at], squares)) return true;
   Norm most;
   for (int i = 0; i < 2; ++i) {
@@ -444,7 +446,7 @@ void split_rows(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
       int64_t counts[2] = {0, 0};
       for (int64_t i = 0; i < steps; ++i) {
         const Squares squares = copy_b(panel + (k + i * 16) * 16, b + i * 256);
-        const bool kind = is_short(s, first_row, rows, k / 16 + i, squares, b + i * 256, sums);
+        const bool kind = make_short(s, first_row, rows, k / 16 + i, squares, b + i * 256, sums);
         lists[kind][counts[kind]++] = uint16_t(i);
       }
       add_rests<true>(s, s.first + k / kSplitSliceK * s.rows, b, all_sums);
