@@ -2,8 +2,9 @@
 // and AMX-BF16. With FASTINFER_EMULATE_AMX the instructions are those of the emulator of tests/cpp,
 // so that a kernel runs where there is no AMX.
 //
-// A tile is up to 16 rows of up to 64 bytes. tile_load and tile_store take the bytes from a row to
-// the next.
+// A tile is up to 16 rows of up to 64 bytes. tile_load, tile_stream and tile_store take the bytes
+// from a row to the next. tile_stream is tile_load with the hint that the memory is not read again
+// soon: it leaves L1 to what is.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,10 @@ inline void tile_zero() {
 }
 template <int T>
 inline void tile_load(const void* base, int64_t stride) {
+  amx_emulator::load(T, base, stride);
+}
+template <int T>
+inline void tile_stream(const void* base, int64_t stride) {
   amx_emulator::load(T, base, stride);
 }
 template <int T>
@@ -51,6 +56,10 @@ inline void tile_zero() {
 template <int T>
 inline void tile_load(const void* base, int64_t stride) {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(base), "r"(stride), "i"(T) : "memory");
+}
+template <int T>
+inline void tile_stream(const void* base, int64_t stride) {
+  __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(base), "r"(stride), "i"(T) : "memory");
 }
 template <int T>
 inline void tile_store(void* base, int64_t stride) {

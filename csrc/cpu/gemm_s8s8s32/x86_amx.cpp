@@ -5,19 +5,23 @@
 // proportion fewer cycles for fewer rows of A. A and B tiles are contiguous in memory (1 KiB).
 //
 // Tiles: 2 x 2 sums (tmm0-3), 2 of A (tmm4, 5), 2 of B (tmm6, 7): four loads for four products.
-// On Sapphire Rapids a fresh tile for each product costs 19.3 cycles in place of 16, so 83 % of
-// the peak is the ceiling of any 2 x 2 loop; every 64-byte row that comes from L2 and not from L1
-// costs about one cycle more, and so does every line of output that misses L1. Hence
+// One operand stays in L1; the other comes from L2 by tileloaddt1, which does not displace the
+// first (Emerald Rapids: 17.1 cycles a product so, 22.7 with both from L2).
 //   - K <= kKeepK: rows outside, columns inside. 32 rows of A stay in L1 for kChunkBytes of panels
 //     in L2, and the pages of 32 output rows are written one after the other;
-//   - K > kKeepK: columns outside, rows inside, K in slices of kSliceK, so that a slice of a pair
-//     of panels stays in L1 for all rows; the sums of all row blocks wait between slices;
-//   - the sums of a block are stored between the first products of the next one, which hides the
-//     latency of the last products.
+//   - K > kKeepK: columns outside, rows inside, K in slices of kSliceK: a slice of a pair of panels
+//     stays in L1 for all rows, the next one is fetched into L2 meanwhile; the sums of all row
+//     blocks wait between slices.
+// The sums of a block are stored between the first products of the next one, which hides the
+// latency of the last products, and finished a few rows a step.
+// Bound, beside the products, by lines on their way to L1, whose buffers are few: an operand from
+// L2 takes 1.4 cycles a line, eight lines a product; a line of output takes 4 to 5 from L2, 8 to
+// 10 from L3. Measured on one core, quantised rows in L2 and float32 out, of the peak: 70 %
+// at 128 x 768 x 768, 51 % at 512 x 768 x 3072 (6 MiB of output), 60 % at 128 x 3072 x 768.
 // Fewer than 33 rows, and what is left over, take the shapes 1x4, 2x2, 3x1 with tiles of just as
 // many rows as there are: time grows evenly with M.
-// Overflow: none, |sum| <= 128 * 128 * 131071 < 2^31. Slow: outputs that miss L2 (each line is
-// read before it is written); one row (AVX-512 VNNI reads B faster).
+// Overflow: none, |sum| <= 128 * 128 * 131071 < 2^31. Slow: outputs that miss L2; one row (AVX-512
+// VNNI reads B faster).
 #include <algorithm>
 #include <cstring>
 
@@ -33,20 +37,25 @@ namespace {
 
 constexpr int64_t kTile = 1024;
 
-constexpr int64_t kKeepK = 1024, kSliceK = 512;
-constexpr int64_t kChunkBytes = 5 << 17;  // of panels, about a third of a 2 MiB L2
+constexpr int64_t kLine = 64;
+
+constexpr int64_t kKeepK = 1024, kSliceK = 1024;
+constexpr int64_t kChunkBytes = 1 << 20;  // of panels, half of a 2 MiB L2
 constexpr int64_t kMostRows = 256;        // whose sums wait between slices
 constexpr int64_t kBlockSums = 32 * 32;
+constexpr int64_t kRowsAStep = 8;  // finished after a step along K
 
 // A 32 x 32 block of sums on its way to the output.
 struct Block {
   int32_t* sums = nullptr;
   int64_t row = 0, rows = 0, column = 0;
   bool complete = false;  // all of K is in
+};
 
-  void finish(const GemmS8S8S32& p, EpilogueFn epilogue) const {
-    epilogue(p, sums, 32, row, rows, column, std::min<int64_t>(32, p.n - column));
-  }
+// What a step along K fetches into L2: `lines` of either panel of a pair.
+struct Ahead {
+  const int8_t* panel = nullptr;
+  int64_t lines = 0;
 };
 
 // Where tile T of the sums of a block lies: rows 16 * (T / 2), columns 16 * (T % 2).
@@ -62,45 +71,60 @@ inline void next_sums(int32_t* previous, int32_t* sums, bool first_slice) {
   }
 }
 
+template <int T, bool kStream>
+inline void load_operand(const int8_t* tile) {
+  if constexpr (kStream) {
+    tile_stream<T>(tile, 64);
+  } else {
+    tile_load<T>(tile, 64);
+  }
+}
+
 // Blocks of 32 x 32 (or 17 to 31 rows, if the tiles are so configured), one after the other; C in
-// tiles 0-3, A in 4, 5, B in 6, 7.
+// tiles 0-3, A in 4, 5, B in 6, 7. A stays in L1 and B is streamed, or the other way around.
+template <bool kKeepA>
 class Blocks2x2 {
  public:
   Blocks2x2(const GemmS8S8S32& p, EpilogueFn epilogue) : p_(p), epilogue_(epilogue) {}
 
   // Adds `steps` tiles along K from k_begin to the sums of `block`, zero before k_begin = 0.
-  void add(const Block& block, int64_t k_begin, int64_t steps) {
+  void add(const Block& block, int64_t k_begin, int64_t steps, Ahead ahead = {}) {
     const int64_t a1_step = (block.rows - 16) * 64;
     const int8_t* a0 = p_.a + block.row * p_.k_pad + k_begin * 16;
     const int8_t* a1 = p_.a + (block.row + 16) * p_.k_pad + k_begin / 64 * a1_step;
     const int8_t* b0 = p_.panels + block.column * p_.k_pad + k_begin * 16;
     const int8_t* b1 = p_.n - block.column > 16 ? b0 + kPanelColumns * p_.k_pad : b0;
     const bool first = k_begin == 0;
-    tile_load<6>(b0, 64);
-    tile_load<4>(a0, 64);
+    load_b<6>(b0);
+    load_a<4>(a0);
     next_sums<0>(last_.sums, block.sums, first);
     tile_dp_s8<0, 4, 6>();
-    tile_load<7>(b1, 64);
+    load_b<7>(b1);
     next_sums<1>(last_.sums, block.sums, first);
     tile_dp_s8<1, 4, 7>();
-    tile_load<5>(a1, 64);
+    load_a<5>(a1);
     next_sums<2>(last_.sums, block.sums, first);
     tile_dp_s8<2, 5, 6>();
     next_sums<3>(last_.sums, block.sums, first);
     tile_dp_s8<3, 5, 7>();
+    fetch(ahead, 0);
+    const int64_t rows_a_step =
+        kKeepA ? std::max(kRowsAStep, (last_.rows + steps - 1) / steps) : last_.rows;
     for (int64_t k = 1; k < steps; ++k) {
-      if (k == 2) finish_last();
-      tile_load<6>(b0 + k * kTile, 64);
-      tile_load<4>(a0 + k * kTile, 64);
+      finish_last(rows_a_step);
+      load_b<6>(b0 + k * kTile);
+      load_a<4>(a0 + k * kTile);
       tile_dp_s8<0, 4, 6>();
-      tile_load<7>(b1 + k * kTile, 64);
+      load_b<7>(b1 + k * kTile);
       tile_dp_s8<1, 4, 7>();
-      tile_load<5>(a1 + k * a1_step, 64);
+      load_a<5>(a1 + k * a1_step);
       tile_dp_s8<2, 5, 6>();
       tile_dp_s8<3, 5, 7>();
+      fetch(ahead, k);
     }
-    finish_last();
+    finish_last(last_.rows);
     last_ = block;
+    finished_ = 0;
   }
 
   // Stores and finishes the last block.
@@ -109,27 +133,56 @@ class Blocks2x2 {
     tile_store<1>(last_.sums + quarter(1), 128);
     tile_store<2>(last_.sums + quarter(2), 128);
     tile_store<3>(last_.sums + quarter(3), 128);
-    finish_last();
-    last_.sums = nullptr;
+    finish_last(last_.rows);
+    last_ = {};
   }
 
  private:
-  void finish_last() {
-    if (last_.complete) last_.finish(p_, epilogue_);
-    last_.complete = false;
+  template <int T>
+  static void load_a(const int8_t* tile) {
+    load_operand<T, !kKeepA>(tile);
+  }
+  template <int T>
+  static void load_b(const int8_t* tile) {
+    load_operand<T, kKeepA>(tile);
+  }
+
+  void fetch(Ahead ahead, int64_t step) const {
+    const int8_t* panel = ahead.panel + step * ahead.lines * kLine;
+    for (int64_t i = 0; i < ahead.lines; ++i, panel += kLine) {
+      _mm_prefetch(reinterpret_cast<const char*>(panel), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(panel + kPanelColumns * p_.k_pad), _MM_HINT_T1);
+    }
+  }
+
+  // The next rows of the last block, `most` of them.
+  void finish_last(int64_t most) {
+    const int64_t rows = last_.complete ? std::min(most, last_.rows - finished_) : 0;
+    if (rows == 0) return;
+    epilogue_(p_, last_.sums + finished_ * 32, 32, last_.row + finished_, rows, last_.column,
+              std::min<int64_t>(32, p_.n - last_.column));
+    finished_ += rows;
   }
 
   const GemmS8S8S32& p_;
   EpilogueFn epilogue_;
   Block last_;
+  int64_t finished_ = 0;  // rows of the last block
 };
+
+// The slice of a pair of panels that comes after the one at column n and k; null after the last
+// pair.
+const int8_t* next_slice(const GemmS8S8S32& p, int64_t n, int64_t k) {
+  if (k + kSliceK < p.k_pad) return p.panels + n * p.k_pad + (k + kSliceK) * kPanelColumns;
+  return n + 64 <= round_up(p.n, kPanelColumns) ? p.panels + (n + 32) * p.k_pad : nullptr;
+}
 
 // Rows [row, row + rows) x columns [begin, end), K <= kKeepK. rows: a multiple of 32, or 17 to 31.
 void rows_outside(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
                   int64_t begin, int64_t end) {
   alignas(64) int32_t sums[2][kBlockSums];
   int turn = 0;
-  Blocks2x2 blocks(p, epilogue);
+  Blocks2x2<true> blocks(p, epilogue);
   for (int64_t m = 0; m < rows; m += 32) {
     for (int64_t n = begin; n < end; n += 32) {
       turn ^= 1;
@@ -145,16 +198,22 @@ void columns_outside(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int
                      int64_t begin, int64_t end) {
   // Two sets: the last blocks of a pair of panels are stored while the next pair begins.
   alignas(64) int32_t sums[2][kMostRows / 32 * kBlockSums];
-  Blocks2x2 blocks(p, epilogue);
+  Blocks2x2<false> blocks(p, epilogue);
   for (int64_t m_begin = 0; m_begin < rows; m_begin += kMostRows) {
     const int64_t m_end = std::min(rows, m_begin + kMostRows);
+    // A step multiplies 16 lines of either panel, once for each block of rows. Lines that are
+    // multiplied but once are as well read when their turn comes.
+    const int64_t row_blocks = (m_end - m_begin + 31) / 32;
+    const int64_t lines = row_blocks == 1 ? 0 : (16 + row_blocks - 1) / row_blocks;
     for (int64_t n = begin; n < end; n += 32) {
       for (int64_t k = 0; k < p.k_pad; k += kSliceK) {
         const int64_t steps = std::min(kSliceK, p.k_pad - k) / kBlockK;
+        const int8_t* next = next_slice(p, n, k);
         for (int64_t m = m_begin; m < m_end; m += 32) {
           blocks.add({sums[n / 32 % 2] + (m - m_begin) * 32, row + m,
                       std::min<int64_t>(32, rows - m), n, k + kSliceK >= p.k_pad},
-                     k, steps);
+                     k, steps, next == nullptr ? Ahead{} : Ahead{next, lines});
+          if (next != nullptr) next += steps * lines * kLine;
         }
       }
     }
@@ -178,13 +237,13 @@ void block_1x4(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t r
   tile_zero<3>();
   for (int64_t k = 0; k < panel; k += kTile, a += a_step) {
     tile_load<4>(a, 64);
-    tile_load<5>(b + k, 64);
+    tile_stream<5>(b + k, 64);
     tile_dp_s8<0, 4, 5>();
-    tile_load<6>(b1 + k, 64);
+    tile_stream<6>(b1 + k, 64);
     tile_dp_s8<1, 4, 6>();
-    tile_load<7>(b2 + k, 64);
+    tile_stream<7>(b2 + k, 64);
     tile_dp_s8<2, 4, 7>();
-    tile_load<5>(b3 + k, 64);
+    tile_stream<5>(b3 + k, 64);
     tile_dp_s8<3, 4, 5>();
   }
   alignas(64) int32_t sums[16 * 64];
@@ -207,7 +266,7 @@ void block_3x1(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t r
   tile_zero<1>();
   tile_zero<2>();
   for (int64_t k = 0; k < panel; k += kTile, a2 += a2_step) {
-    tile_load<6>(b + k, 64);
+    tile_stream<6>(b + k, 64);
     tile_load<3>(a0 + k, 64);
     tile_dp_s8<0, 3, 6>();
     tile_load<4>(a1 + k, 64);
