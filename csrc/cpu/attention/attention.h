@@ -50,6 +50,9 @@
 //
 //   dot32(c, a, b) = c + (e + f)    e, f: chains of fused multiply-adds from 0 over the even and
 //                                   the odd elements, ascending; subnormal numbers count as zero
+//   p[i,j]  = bf16(2^y), or 0 where y < -126, with y = (s[i,j] - u) log2 e; without an additive
+//             mask, and if scale > 0, scale times the dot product less u is rounded once
+//   l[i,x]  = as above, over j / 2 = x (mod 16)     x < 16
 //
 // In every way: a row that sees no key is 0. What a hidden key holds in k and v does not matter,
 // NaN included. A NaN or Inf in q, k or v that is visible spreads as the formula says: a NaN score

@@ -92,14 +92,19 @@ inline bool sees_some(const Buffers& b, int64_t g) {
   return (units[0] | units[1] | units[2] | units[3]) != 0;
 }
 
-// Scores s of group g, times the scale if kScaled, become probabilities; m, l and o are brought up
-// to the block of keys from `first`.
+// Scores s of group g, kScaled or still to be multiplied by the scale, become probabilities; m, l
+// and o are brought up to the block of keys from `first`.
 template <class T, bool kScaled>
 void softmax_group(const Attention& p, const Buffers& b, int64_t g, int64_t first, float* s) {
   const uint8_t* units = b.units + g * kPanels;
   const int64_t begin = b.begin[g], end = b.begin[g + 1];
-  float scale = p.scale;
-  if (some_hidden(p, b.rows + begin, end - begin, units, first)) {
+  // The softmax multiplies as it goes, but not after a sum with the mask or a turn of the order.
+  const bool ahead = !kScaled && (p.mask_kind == MaskKind::additive || !(p.scale > 0.0f));
+  if (ahead) {
+    for (int64_t r = begin; r < end; ++r) {
+      mask_row<T, true>(p, b.rows[r], first, 0, units, s + (r - begin) * kScoreStride);
+    }
+  } else if (some_hidden(p, b.rows + begin, end - begin, units, first)) {
     int64_t past = 0;  // the last key that the group has scores of
     each_unit(units, [&](int64_t unit) { past = unit + kUnit; });
     const Row* before = nullptr;  // the row looked at last, and up to where it sees all
@@ -108,19 +113,18 @@ void softmax_group(const Attention& p, const Buffers& b, int64_t g, int64_t firs
       const Row& row = b.rows[r];
       if (before == nullptr || row.mask != before->mask || row.begin != before->begin ||
           row.end != before->end) {
-        seen = kScaled ? all_seen(p, row, first) : 0;
+        seen = all_seen(p, row, first);
         before = &row;
       }
-      if (kScaled && seen >= past) continue;
-      mask_row<T, kScaled>(p, row, first, seen, units, s + (r - begin) * kScoreStride);
+      if (seen >= past) continue;
+      mask_row<T, false>(p, row, first, seen, units, s + (r - begin) * kScoreStride);
     }
-    scale = 1.0f;
   }
+  const float scale = kScaled || ahead ? 1.0f : p.scale;
   for (int64_t r = begin; r < end; r += kTileRows) {
     with_constant<kTileRows>(std::min(kTileRows, end - r), [&](auto rows) {
-      softmax_rows<T, decltype(rows)::value, kScaled>(units, scale, s + (r - begin) * kScoreStride,
-                                                      b.m + r, b.l + r * 16, b.o + r * b.head_pad,
-                                                      b.head_pad);
+      softmax_rows<T, decltype(rows)::value>(units, scale, s + (r - begin) * kScoreStride, b.m + r,
+                                             b.l + r * 16, b.o + r * b.head_pad, b.head_pad);
     });
   }
 }

