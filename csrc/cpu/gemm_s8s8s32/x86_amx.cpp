@@ -43,7 +43,6 @@ constexpr int64_t kKeepK = 1024, kSliceK = 1024;
 constexpr int64_t kChunkBytes = 1 << 20;  // of panels, half of a 2 MiB L2
 constexpr int64_t kMostRows = 256;        // whose sums wait between slices
 constexpr int64_t kBlockSums = 32 * 32;
-constexpr int64_t kRowsAStep = 8;  // finished after a step along K
 
 // A 32 x 32 block of sums on its way to the output.
 struct Block {
@@ -108,8 +107,7 @@ class Blocks2x2 {
     next_sums<3>(last_.sums, block.sums, first);
     tile_dp_s8<3, 5, 7>();
     fetch(ahead, 0);
-    const int64_t rows_a_step =
-        kKeepA ? std::max(kRowsAStep, (last_.rows + steps - 1) / steps) : last_.rows;
+    const int64_t rows_a_step = kKeepA ? (last_.rows + steps - 1) / steps : last_.rows;
     for (int64_t k = 1; k < steps; ++k) {
       finish_last(rows_a_step);
       load_b<6>(b0 + k * kTile);

@@ -73,9 +73,7 @@ FASTINFER_HOST_DEVICE inline typename V::F gelu_tanh(typename V::F x) {
 template <class V>
 FASTINFER_HOST_DEVICE inline typename V::F gelu_erf(typename V::F x) {
   using F = typename V::F;
-  const F hi = V::set1(5.5f), lo = V::set1(-5.5f);
-  F c = V::select_lt(hi, x, hi, x);
-  c = V::select_lt(c, lo, lo, c);
+  const F c = V::max(V::set1(-5.5f), V::min(V::set1(5.5f), x));
   const F t = V::mul(c, c);
   F p = V::set1(2.2749432559976412e-08f), q = V::set1(1.1975001825703657e-06f);
   p = V::fma(p, t, V::set1(6.352041509671835e-06f));
