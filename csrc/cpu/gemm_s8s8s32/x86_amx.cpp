@@ -16,8 +16,10 @@
 // latency of the last products, and finished a few rows a step.
 // Bound, beside the products, by lines on their way to L1, whose buffers are few: an operand from
 // L2 takes 1.4 cycles a line, eight lines a product; a line of output takes 4 to 5 from L2, 8 to
-// 10 from L3. Measured on one core, quantised rows in L2 and float32 out, of the peak: 70 %
-// at 128 x 768 x 768, 51 % at 512 x 768 x 3072 (6 MiB of output), 60 % at 128 x 3072 x 768.
+// 10 from L3. Measured on one core, quantised rows in L2 and float32 out, of the peak: 64 %
+// at 128 x 768 x 768, 51 % at 512 x 768 x 3072 (6 MiB of output), 55 % at 128 x 3072 x 768.
+// Floating-point instructions run beside tdpbssd at one a cycle, not two, so that an activation of
+// n of them is bound by 64 n cycles a block: GELU, 24, takes longer than the products of K < 1500.
 // Fewer than 33 rows, and what is left over, take the shapes 1x4, 2x2, 3x1 with tiles of just as
 // many rows as there are: time grows evenly with M.
 // Overflow: none, |sum| <= 128 * 128 * 131071 < 2^31. Slow: outputs that miss L2; one row (AVX-512
@@ -35,9 +37,7 @@ void gemm_s8s8s32_1x16x4_generic(const GemmS8S8S32& p);
 
 namespace {
 
-constexpr int64_t kTile = 1024;
-
-constexpr int64_t kLine = 64;
+constexpr int64_t kTile = 1024, kLine = 64;
 
 constexpr int64_t kKeepK = 1024, kSliceK = 1024;
 constexpr int64_t kChunkBytes = 1 << 20;  // of panels, half of a 2 MiB L2
