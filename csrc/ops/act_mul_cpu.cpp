@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul(const Tensor& x,
   std::atomic<bool> ok{true};
   constexpr int64_t kGrainElements = 1 << 14;  // about as long as it takes to start a thread
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, all.k));
-  torch::stable::parallel_for(0, rows.m, grain, [&](int64_t begin, int64_t end) {
+  parallel_rows(rows.m, grain, [&](int64_t begin, int64_t end) {
     cpu::ActMul part = all;
     part.rows = end - begin;
     part.x = static_cast<const char*>(all.x) + begin * all.ldx_bytes;

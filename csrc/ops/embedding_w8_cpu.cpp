@@ -37,7 +37,7 @@ void look_up(Vector<T> ids, int64_t count, const cpu::PackedWeight& w, Vector<fl
   const int64_t row_bytes = w.k * cpu::size_of(dtype);
   constexpr int64_t kGrainElements = 1 << 14;  // about as long as it takes to start a thread
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, w.k));
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+  parallel_rows(count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       cpu::embedding_row(w, ids[i], scale[ids[i]], out + i * row_bytes, dtype);
     }

@@ -74,7 +74,7 @@ NormOutputs norm(const char* op, cpu::NormKind kind, const Tensor& x,
   std::atomic<bool> ok{true};
   constexpr int64_t kGrainElements = 1 << 14;  // about 5 us of work, as much as starting a thread
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, all.k));
-  torch::stable::parallel_for(0, rows.m, grain, [&](int64_t begin, int64_t end) {
+  parallel_rows(rows.m, grain, [&](int64_t begin, int64_t end) {
     const size_t bytes = size_t(cpu::norm_scratch_floats(all.k)) * sizeof(float);
     static thread_local cpu::Scratch scratch;
     float* memory = static_cast<float*>(scratch.at_least(bytes));

@@ -26,7 +26,7 @@ void quantize(const Tensor& x, cpu::DType dtype, Tensor* q, Tensor* scale, Tenso
   const auto& kernel = cpu::select_quantize_rowwise();
   constexpr int64_t kGrainElements = 1 << 15;  // about 5 us of work, as much as starting a thread
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, all.k));
-  torch::stable::parallel_for(0, rows.m, grain, [&](int64_t begin, int64_t end) {
+  parallel_rows(rows.m, grain, [&](int64_t begin, int64_t end) {
     cpu::QuantizeRowwise part = all;
     part.x = static_cast<const char*>(all.x) + begin * all.ldx_bytes;
     part.q = all.q + begin * all.k;

@@ -48,7 +48,7 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interlea
   const int64_t token_elements = all.heads * all.head_size;
   constexpr int64_t kGrainElements = 1 << 15;  // about as long as it takes to start a thread
   const int64_t grain = std::max<int64_t>(1, kGrainElements / token_elements);
-  torch::stable::parallel_for(0, batches * tokens, grain, [&](int64_t begin, int64_t end) {
+  parallel_rows(batches * tokens, grain, [&](int64_t begin, int64_t end) {
     while (begin < end) {  // tokens of one batch at a time
       const int64_t batch = begin / tokens, t = begin % tokens;
       cpu::Rope part = all;

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,6 +14,7 @@
 
 #include "cpu/buffer_pool.h"
 #include "cpu/dtype.h"
+#include "cpu/pieces.h"
 
 namespace fastinfer::ops {
 
@@ -186,6 +188,31 @@ inline Tensor empty_heads_output(int64_t b, int64_t h, int64_t t, int64_t d, Sca
 inline void parallel_for(int64_t count, void (*task)(void*, int64_t), void* context) {
   torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) task(context, i);
+  });
+}
+
+// body(begin, end) for parts of [0, count), at least `grain` long but for the last of a thread's.
+template <class Body>
+void parallel_rows(int64_t count, int64_t grain, Body&& body) {
+  constexpr int64_t kPieces = 4;
+  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t threads =
+      std::min<int64_t>(torch::stable::get_num_threads(), ceil_div(count, grain));
+  if (threads <= 1) {
+    if (count > 0) body(int64_t(0), count);
+    return;
+  }
+  const int64_t share = ceil_div(count, threads);
+  const int64_t piece = std::max(grain, ceil_div(share, kPieces));
+  cpu::Pieces pieces(threads, ceil_div(share, piece));
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t task, int64_t tasks_end) {
+    for (; task < tasks_end; ++task) {
+      pieces.run(task, 0, threads, [&](int64_t from, int64_t i) {
+        const int64_t begin = from * share + i * piece;
+        const int64_t end = std::min({begin + piece, (from + 1) * share, count});
+        if (begin < end) body(begin, end);
+      });
+    }
   });
 }
 

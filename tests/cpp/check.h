@@ -75,6 +75,7 @@ void test_quantize_rowwise();
 void test_rope();
 void test_act_mul();
 void test_pack();
+void test_pieces();
 void test_linear();
 void test_attention();
 void test_linear_forms();

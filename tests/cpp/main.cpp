@@ -3,8 +3,8 @@
 //   isa <name> supported | not supported: why
 //   row <kernel> <isa> ran | skipped: why
 //   row <kernel> <isa> emulated | not emulated: why
-// An argument runs one part: arch, vec, norm, gemm, quantize, pack, linear, forms, attention, pool,
-// rope, act_mul, sparse, weight_only, cutlass, amx.
+// An argument runs one part: arch, pieces, vec, norm, gemm, quantize, pack, linear, forms,
+// attention, pool, rope, act_mul, sparse, weight_only, cutlass, amx.
 #include <cstdio>
 #include <cstring>
 
@@ -28,14 +28,23 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } parts[] = {{"arch", test::test_arch},           {"vec", test::test_vec},
-               {"gemm", test::test_gemm_s8s8s32},   {"quantize", test::test_quantize_rowwise},
-               {"pack", test::test_pack},           {"linear", test::test_linear},
-               {"forms", test::test_linear_forms},  {"norm", test::test_norm},
-               {"attention", test::test_attention}, {"pool", test::test_buffer_pool},
-               {"rope", test::test_rope},           {"act_mul", test::test_act_mul},
-               {"sparse", test::test_sparse},       {"weight_only", test::test_gemm_f32s8f32},
-               {"cutlass", test::test_cutlass},     {"amx", test::test_amx}};
+  } parts[] = {{"arch", test::test_arch},
+               {"pieces", test::test_pieces},
+               {"vec", test::test_vec},
+               {"gemm", test::test_gemm_s8s8s32},
+               {"quantize", test::test_quantize_rowwise},
+               {"pack", test::test_pack},
+               {"linear", test::test_linear},
+               {"forms", test::test_linear_forms},
+               {"norm", test::test_norm},
+               {"attention", test::test_attention},
+               {"pool", test::test_buffer_pool},
+               {"rope", test::test_rope},
+               {"act_mul", test::test_act_mul},
+               {"sparse", test::test_sparse},
+               {"weight_only", test::test_gemm_f32s8f32},
+               {"cutlass", test::test_cutlass},
+               {"amx", test::test_amx}};
   bool found = argc < 2;
   for (const auto& part : parts) {
     if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;

@@ -11,14 +11,14 @@ namespace {
 
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 constexpr float kLeast = -std::numeric_limits<float>::max();  // below it is -Inf alone
-constexpr float kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Calls body(key) for the first key of every unit that the group has scores of, or of every kStep
-// of them.
+// of them, from key `first` on, which begins a unit.
 template <int64_t kStep = 1, class Body>
-inline void each_unit(const uint8_t* units, Body&& body) {
-  for (int64_t panel = 0; panel < kPanels; ++panel) {
-    for (int64_t u = 0; u < units[panel]; u += kStep) body(panel * kPanel + u * kUnit);
+inline void each_unit(const uint8_t* units, Body&& body, int64_t first = 0) {
+  int64_t unit = first % kPanel / kUnit;
+  for (int64_t panel = first / kPanel; panel < kPanels; ++panel, unit = 0) {
+    for (; unit < units[panel]; unit += kStep) body(panel * kPanel + unit * kUnit);
   }
 }
 
@@ -43,8 +43,10 @@ void mask_row(const Attention& p, const Row& row, int64_t first, int64_t seen, c
   using F = typename T::F;
   const F hidden = T::set1(kHidden), zero = T::set1(0.0f), least = T::set1(kLeast);
   const int64_t element = mask_element_size(p), step = p.mask_per_key ? element : 0;
-  each_unit(units, [&](int64_t unit) {
-    if (unit < seen) return;
+  const auto lanes_before = [](int64_t end, int64_t key) {
+    return int(std::clamp<int64_t>(end - key, 0, T::width));
+  };
+  const auto mask_unit = [&](int64_t unit) {
 #pragma GCC unroll 4
     for (int64_t j = unit; j < unit + kUnit; j += T::width) {
       const int64_t key = first + j;
@@ -65,16 +67,12 @@ void mask_row(const Attention& p, const Row& row, int64_t first, int64_t seen, c
                                                : T::select_lt(m, least, m, T::add(v, m));
         }
       }
-      if (key < row.begin || key + T::width > row.end) {
-        const F lane = T::load(kLanes);
-        const float begin = float(std::clamp<int64_t>(row.begin - key, 0, T::width));
-        const float end = float(std::clamp<int64_t>(row.end - key, 0, T::width));
-        v = T::select_lt(lane, T::set1(end), v, hidden);
-        v = T::select_lt(lane, T::set1(begin), hidden, v);
-      }
+      v = T::keep(v, lanes_before(row.end, key), hidden);
+      if (key < row.begin) v = T::keep(hidden, lanes_before(row.begin, key), v);
       T::store(s + j, DType::f32, v);
     }
-  });
+  };
+  each_unit(units, mask_unit, seen);
 }
 
 template <class T>

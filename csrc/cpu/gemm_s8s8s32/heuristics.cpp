@@ -29,6 +29,16 @@ constexpr double kCyclesPerQuantizedElement = 0.35;
 constexpr double kCyclesPerExpandedByte = 0.1;
 constexpr double kCyclesPerParallelRegion = 8000;
 
+// Cores differ in speed, those of a shared machine from moment to moment: a task is cut into so
+// many pieces that another thread may take over, but none so small that reading the weights again
+// for its rows takes more than an eighth of the time, a quarter of that where an L2 of 2 MiB keeps
+// them, and none of fewer panels than are a multiple of every kernel's micro-tiles.
+constexpr int64_t kPiecesPerTask = 4;
+constexpr double kLeastWorkPerRead = 8;
+constexpr int64_t kKeptWeightBytes = 1 << 20;
+constexpr double kKeptReadShare = 0.25;
+constexpr int64_t kUnitPanels = 12;
+
 // Quantised rows kept at a time: half of a 2 MiB L2 leaves room for the weight panels.
 constexpr int64_t kQuantizedBytes = 1 << 20;
 constexpr int64_t kRowStep = 32;
@@ -50,6 +60,14 @@ double task_cycles(double m, double n, double k, Isa isa, const WeightKinds& kin
   const double work = kinds.masked ? 1 : kinds.stored;
   return work * m * n * k / macs_per_cycle(isa) + kinds.stored * n * k * kCyclesPerWeightByte +
          (kinds.masked ? n * k * kCyclesPerExpandedByte : 0) + m * k * kCyclesPerQuantizedElement;
+}
+
+// Rows that a piece of a task along M has at least.
+double least_piece_rows(double n, double k, Isa isa, const WeightKinds& kinds) {
+  const double share = kinds.stored * n * k <= double(kKeptWeightBytes) ? kKeptReadShare : 1;
+  const double cycles =
+      kinds.stored * share * kCyclesPerWeightByte + (kinds.masked ? kCyclesPerExpandedByte : 0);
+  return kLeastWorkPerRead * cycles * macs_per_cycle(isa) / (kinds.masked ? 1 : kinds.stored);
 }
 
 const GemmS8S8S32Kernel& kernel_of(Isa isa) {
@@ -112,9 +130,19 @@ LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, const W
       plan.tasks_n = tn;
     }
   }
-  // Equal chunks of at most kQuantizedBytes.
+  const int64_t task_panels = (panels + plan.tasks_n - 1) / plan.tasks_n;
+  plan.unit_panels = task_panels;
+  // Equal chunks of at most kQuantizedBytes, and of a piece of the task.
   const int64_t task_rows = (rows + plan.tasks_m - 1) / plan.tasks_m;
-  const int64_t most = std::max<int64_t>(1, kQuantizedBytes / (k_pad > 0 ? k_pad : 1) / kRowStep);
+  int64_t most = std::max<int64_t>(1, kQuantizedBytes / (k_pad > 0 ? k_pad : 1) / kRowStep);
+  if (plan.tasks_n > 1) {
+    const int64_t piece = (task_panels + kPiecesPerTask - 1) / kPiecesPerTask;
+    plan.unit_panels = round_up(piece, kUnitPanels);
+  } else if (plan.tasks_m > 1) {
+    const double least = least_piece_rows(double(n), double(k_pad), isa, kinds) / kRowStep;
+    const int64_t piece = (task_rows + kPiecesPerTask - 1) / kPiecesPerTask;
+    most = std::min(most, std::max({piece, int64_t(least), int64_t(1)}));
+  }
   const int64_t chunks = (task_rows + most - 1) / most;
   plan.mc = (task_rows + chunks - 1) / chunks * kRowStep;
   return plan;

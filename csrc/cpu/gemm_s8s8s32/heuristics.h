@@ -22,6 +22,7 @@ struct LinearPlan {
   uint8_t flip;
   int64_t mc;                // rows quantised and multiplied at a time
   int64_t tasks_m, tasks_n;  // the grid of tasks, tasks_m * tasks_n <= threads
+  int64_t unit_panels;       // of a task, that go from one thread to another together
 };
 
 // The kernel that selection takes for m rows and a weight of so many bytes.

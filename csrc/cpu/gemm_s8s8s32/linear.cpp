@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/gemm_s8s8s32/columns.h"
+#include "cpu/pieces.h"
 #include "cpu/quantize_rowwise/layout.h"
 #include "cpu/scratch.h"
 
@@ -19,10 +20,12 @@ struct Job {
   LinearPlan plan;
   int64_t panels;  // of all weights, one after the other; gated: of either
   int64_t rows_per_task, panels_per_task;
-  bool in_place;  // the rows of x are what the kernel reads
-  bool prepare;   // whether the kernel prepares the rows of a chunk
+  int64_t units_per_chunk;  // of panels, of a task
+  bool in_place;            // the rows of x are what the kernel reads
+  bool prepare;             // whether the kernel prepares the rows of a chunk
   GateTile gate;
   int64_t columns_scratch;  // bytes
+  Pieces* pieces;
   std::atomic<bool> ok{true};
 };
 
@@ -180,15 +183,46 @@ void multiply_gated(const Job& job, const GemmS8S8S32& rows, int64_t m, int64_t 
   }
 }
 
-void run_task(void* context, int64_t i) {
-  Job& job = *static_cast<Job*>(context);
+// A thread's rows of x, and from where on they are.
+struct Chunk {
+  int64_t begin = -1;
+  GemmS8S8S32 rows;
+};
+
+// Piece `unit` of task `task`: some panels of a chunk of rows.
+void run_piece(const Job& job, int64_t task, int64_t unit, const Buffers& buffers, Chunk* chunk) {
   const LinearW8A8& p = *job.p;
-  const int64_t task_m = i / job.plan.tasks_n, task_n = i % job.plan.tasks_n;
-  const int64_t m_begin = std::min(p.m, task_m * job.rows_per_task);
-  const int64_t m_end = std::min(p.m, m_begin + job.rows_per_task);
-  const int64_t begin = std::min(job.panels, task_n * job.panels_per_task);
-  const int64_t end = std::min(job.panels, begin + job.panels_per_task);
-  if (m_begin == m_end || begin == end) return;
+  const int64_t task_m = task / job.plan.tasks_n, task_n = task % job.plan.tasks_n;
+  const int64_t m_end = std::min(p.m, (task_m + 1) * job.rows_per_task);
+  const int64_t m = task_m * job.rows_per_task + unit / job.units_per_chunk * job.plan.mc;
+  if (m >= m_end) return;
+  const int64_t task_end = std::min(job.panels, (task_n + 1) * job.panels_per_task);
+  const int64_t begin =
+      task_n * job.panels_per_task + unit % job.units_per_chunk * job.plan.unit_panels;
+  if (begin >= task_end) return;
+  const int64_t end = std::min(task_end, begin + job.plan.unit_panels);
+  if (m != chunk->begin) {
+    chunk->begin = m;
+    chunk->rows = {};
+    chunk->rows.k_pad = p.weights[0].packed.k_pad;
+    prepare_rows(job, m, std::min(job.plan.mc, m_end - m), buffers, &chunk->rows);
+    if (job.prepare) {
+      job.plan.gemm->prepare.run(chunk->rows.a, chunk->rows.m, chunk->rows.k_pad, buffers.prepared);
+      chunk->rows.prepared = buffers.prepared;
+      chunk->rows.prepared_rows = chunk->rows.m;
+    }
+  }
+  if (p.gated) {
+    multiply_gated(job, chunk->rows, m, begin, end, buffers);
+  } else {
+    multiply(job, chunk->rows, m, begin, end, buffers.columns);
+  }
+}
+
+// The pieces of a task, then those that are left of others: of all, or with columns between them,
+// of those with the same rows, which are quantised already.
+void run_task(void* context, int64_t task) {
+  Job& job = *static_cast<Job*>(context);
   static thread_local Scratch scratch;
   void* memory = scratch.at_least(size_t(Buffers::bytes(job)));
   if (memory == nullptr) {
@@ -196,21 +230,13 @@ void run_task(void* context, int64_t i) {
     return;
   }
   const Buffers buffers(job, memory);
-  for (int64_t m = m_begin; m < m_end; m += job.plan.mc) {
-    GemmS8S8S32 rows{};
-    rows.k_pad = p.weights[0].packed.k_pad;
-    prepare_rows(job, m, std::min(job.plan.mc, m_end - m), buffers, &rows);
-    if (job.prepare) {
-      job.plan.gemm->prepare.run(rows.a, rows.m, rows.k_pad, buffers.prepared);
-      rows.prepared = buffers.prepared;
-      rows.prepared_rows = rows.m;
-    }
-    if (p.gated) {
-      multiply_gated(job, rows, m, begin, end, buffers);
-    } else {
-      multiply(job, rows, m, begin, end, buffers.columns);
-    }
-  }
+  Chunk chunk;
+  const int64_t tasks_n = job.plan.tasks_n;
+  const int64_t first = tasks_n > 1 ? task / tasks_n * tasks_n : 0;
+  const int64_t count = tasks_n > 1 ? tasks_n : job.plan.tasks_m;
+  job.pieces->run(task, first, count, [&](int64_t share, int64_t unit) {
+    run_piece(job, share, unit, buffers, &chunk);
+  });
 }
 
 }  // namespace
@@ -235,6 +261,7 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   if (p.gated) job.panels /= 2;
   job.rows_per_task = round_up(ceil_div(p.m, job.plan.tasks_m), kPanelColumns);
   job.panels_per_task = ceil_div(job.panels, job.plan.tasks_n);
+  job.units_per_chunk = ceil_div(job.panels_per_task, job.plan.unit_panels);
   job.in_place = p.x_dtype == DType::s8 && job.plan.tile_rows == 1 && job.plan.flip == 0 &&
                  first.k == first.k_pad && (p.m == 1 || p.ldx_bytes == first.k);
   job.prepare = job.plan.gemm->prepare.run != nullptr && !kinds.only_bsr;
@@ -246,6 +273,9 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
                  columns_scratch_bytes(job.plan, p.weights[i].packed, std::min(p.m, job.plan.mc)));
   }
   const int64_t tasks = job.plan.tasks_m * job.plan.tasks_n;
+  const int64_t chunks = ceil_div(job.rows_per_task, job.plan.mc);
+  Pieces pieces(tasks, chunks * job.units_per_chunk);
+  job.pieces = &pieces;
   if (tasks == 1) {
     run_task(&job, 0);
   } else {
