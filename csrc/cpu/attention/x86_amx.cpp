@@ -18,8 +18,8 @@
 // leaves L1 to s and p.
 //
 // Floor, in cycles for 16 scores: D / 16 in the tiles at their peak of 1024 operations a cycle, 4
-// at D = 64; softmax is 14 instructions, of which the rounding to bfloat16 and the sum are two
-// operations each on two ports, 7 cycles. Measured on Emerald Rapids, one core, 512 x 64:
+// at D = 64; softmax is 16 instructions, of which the rounding to bfloat16 and the sum are two
+// operations each on two ports, 8 cycles. Measured on Emerald Rapids, one core, 512 x 64:
 // tiles 8.3, softmax 9.7, packing and the rest 5. The tiles and the softmax of one group wait for
 // each other. vdpbf16ps takes 2.3 cycles there, so x86_avx512bf16.cpp is never better: even with
 // one row of A, a product is bound by the load of B, 8 cycles, where vdpbf16ps takes 16 times 2.3.
@@ -125,24 +125,26 @@ struct NotFiniteTile : PairTile {
 struct AmxTile : PairTile {
   static constexpr int64_t kUnitsAtOnce = 2;
 
-  // y = (scale s - u) log2 e, p = 2^floor(y) c(y - floor(y)), zero for y < -126: c is the minimax
-  // polynomial of degree 4 on [0, 1], relative error 2.7e-6, beside 2^-8 of the rounding that
-  // follows. The instructions take subnormal numbers for zero, and making one is slow.
-  static F probability(F s, F scale, F minus_u) {
-    const F y = mul(fma(s, scale, minus_u), set1(1.44269504f));
+  // y = max((s - u) f, -126), p = 2^floor(y) c(y - floor(y)): c is the minimax polynomial of degree
+  // 4 on [0, 1], relative error 2.7e-6, beside 2^-8 of the rounding that follows. p is never
+  // subnormal, which the instructions would take for zero, and which is slow to make; it is zero
+  // for what is hidden alone.
+  static F probability(F s, F minus_u, F f) {
+    const __mmask16 seen = _mm512_cmp_ps_mask(s, set1(kLeast), _CMP_NLT_UQ);  // NaN, too
+    const F y = max(set1(-126.0f), mul(add(s, minus_u), f));
     const F r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF);
     F c = set1(0.013534169644117355f);
     c = fma(c, r, set1(0.052011460065841675f));
     c = fma(c, r, set1(0.2414427399635315f));
     c = fma(c, r, set1(0.6930038332939148f));
     c = fma(c, r, set1(1.0000026226043701f));
-    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(y, set1(-126.0f), _CMP_NLT_UQ), c, y);
+    return _mm512_maskz_scalef_ps(seen, c, y);
   }
 
   // Two units in one rounding, which costs as much for one.
-  static F probabilities(const float* s, F scale, F minus_u, uint16_t* p, F sum) {
-    const F low = probability(load(s), scale, minus_u);
-    const F high = probability(load(s + width), scale, minus_u);
+  static F probabilities(const float* s, F minus_u, F f, uint16_t* p, F sum) {
+    const F low = probability(load(s), minus_u, f);
+    const F high = probability(load(s + width), minus_u, f);
     const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
     _mm512_storeu_si512(p, (__m512i)both);
     return _mm512_dpbf16_ps(sum, both, (__m512bh)_mm512_set1_epi16(0x3f80));

@@ -27,14 +27,14 @@ struct PairTile : Avx512Tile {
         _mm512_maskz_mov_epi16(_mm512_test_epi16_mask(bits, bits), _mm512_castps_si512(v)));
   }
 
-  // y = max((s - u) log2 e, -125), n = round(y), p = 2^n c(y - n): c is the minimax polynomial of
+  // y = max((s - u) f, -125), n = round(y), p = 2^n c(y - n): c is the minimax polynomial of
   // degree 4 on |y - n| <= 1/2, relative error 2.6e-6, beside 2^-8 of the rounding that follows. p
   // is never subnormal, which the instructions would take for zero.
   static constexpr int64_t kUnitsAtOnce = 1;
-  static F probabilities(const float* s, F scale, F minus_u, uint16_t* p, F sum) {
+  static F probabilities(const float* s, F minus_u, F f, uint16_t* p, F sum) {
     const F x = load(s);
     const __mmask16 seen = _mm512_cmp_ps_mask(x, set1(kLeast), _CMP_NLT_UQ);  // NaN, too
-    const F y = max(set1(-125.0f), mul(fma(x, scale, minus_u), set1(1.44269504f)));
+    const F y = max(set1(-125.0f), mul(add(x, minus_u), f));
     const F shifted = add(y, set1(12582912.0f));
     const F r = _mm512_sub_ps(y, _mm512_sub_ps(shifted, set1(12582912.0f)));
     F c = set1(0.009570103138685226f);

@@ -65,9 +65,9 @@ double task_cycles(double m, double n, double k, Isa isa, const WeightKinds& kin
 // Rows that a piece of a task along M has at least.
 double least_piece_rows(double n, double k, Isa isa, const WeightKinds& kinds) {
   const double share = kinds.stored * n * k <= double(kKeptWeightBytes) ? kKeptReadShare : 1;
-  const double cycles =
-      kinds.stored * share * kCyclesPerWeightByte + (kinds.masked ? kCyclesPerExpandedByte : 0);
-  return kLeastWorkPerRead * cycles * macs_per_cycle(isa) / (kinds.masked ? 1 : kinds.stored);
+  const double read = share * kCyclesPerWeightByte;
+  const double cycles = kinds.masked ? kinds.stored * read + kCyclesPerExpandedByte : read;
+  return kLeastWorkPerRead * cycles * macs_per_cycle(isa);
 }
 
 const GemmS8S8S32Kernel& kernel_of(Isa isa) {
@@ -130,22 +130,21 @@ LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, const W
       plan.tasks_n = tn;
     }
   }
-  const int64_t task_panels = (panels + plan.tasks_n - 1) / plan.tasks_n;
-  plan.unit_panels = task_panels;
   // Equal chunks of at most kQuantizedBytes, and of a piece of the task.
   const int64_t task_rows = (rows + plan.tasks_m - 1) / plan.tasks_m;
-  int64_t most = std::max<int64_t>(1, kQuantizedBytes / (k_pad > 0 ? k_pad : 1) / kRowStep);
-  if (plan.tasks_n > 1) {
-    const int64_t piece = (task_panels + kPiecesPerTask - 1) / kPiecesPerTask;
-    plan.unit_panels = round_up(piece, kUnitPanels);
-  } else if (plan.tasks_m > 1) {
-    const double least = least_piece_rows(double(n), double(k_pad), isa, kinds) / kRowStep;
-    const int64_t piece = (task_rows + kPiecesPerTask - 1) / kPiecesPerTask;
-    most = std::min(most, std::max({piece, int64_t(least), int64_t(1)}));
+  const int64_t most = std::max<int64_t>(1, kQuantizedBytes / (k_pad > 0 ? k_pad : 1) / kRowStep);
+  int64_t chunks = (task_rows + most - 1) / most;
+  if (plan.tasks_m > 1 && plan.tasks_n == 1) {
+    const double least = least_piece_rows(double(n), double(k_pad), isa, kinds);
+    const int64_t pieces = int64_t(double(task_rows * kRowStep) / least);
+    chunks = std::max(chunks, std::min(kPiecesPerTask, pieces));
   }
-  const int64_t chunks = (task_rows + most - 1) / most;
   plan.mc = (task_rows + chunks - 1) / chunks * kRowStep;
   return plan;
+}
+
+int64_t piece_panels(int64_t task_panels) {
+  return round_up((task_panels + kPiecesPerTask - 1) / kPiecesPerTask, kUnitPanels);
 }
 
 GateTile gate_tile(int64_t rows) {

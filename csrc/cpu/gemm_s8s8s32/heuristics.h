@@ -22,7 +22,6 @@ struct LinearPlan {
   uint8_t flip;
   int64_t mc;                // rows quantised and multiplied at a time
   int64_t tasks_m, tasks_n;  // the grid of tasks, tasks_m * tasks_n <= threads
-  int64_t unit_panels;       // of a task, that go from one thread to another together
 };
 
 // The kernel that selection takes for m rows and a weight of so many bytes.
@@ -38,6 +37,9 @@ struct WeightKinds {
 // n: the columns of all weights together, each padded to 16.
 FASTINFER_API LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads,
                                      const WeightKinds& kinds = {});
+
+// How many panels of a task of so many go from one thread to another together.
+int64_t piece_panels(int64_t task_panels);
 
 // How many columns of a masked weight are expanded at a time: a multiple of the kernel's nr.
 int64_t expanded_columns(const GemmS8S8S32Kernel& gemm, int64_t k_pad);

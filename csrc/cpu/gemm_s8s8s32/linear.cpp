@@ -20,9 +20,9 @@ struct Job {
   LinearPlan plan;
   int64_t panels;  // of all weights, one after the other; gated: of either
   int64_t rows_per_task, panels_per_task;
-  int64_t units_per_chunk;  // of panels, of a task
-  bool in_place;            // the rows of x are what the kernel reads
-  bool prepare;             // whether the kernel prepares the rows of a chunk
+  int64_t unit_panels, units_per_chunk;  // of a task; a unit and a chunk make a piece
+  bool in_place;                         // the rows of x are what the kernel reads
+  bool prepare;                          // whether the kernel prepares the rows of a chunk
   GateTile gate;
   int64_t columns_scratch;  // bytes
   Pieces* pieces;
@@ -197,10 +197,9 @@ void run_piece(const Job& job, int64_t task, int64_t unit, const Buffers& buffer
   const int64_t m = task_m * job.rows_per_task + unit / job.units_per_chunk * job.plan.mc;
   if (m >= m_end) return;
   const int64_t task_end = std::min(job.panels, (task_n + 1) * job.panels_per_task);
-  const int64_t begin =
-      task_n * job.panels_per_task + unit % job.units_per_chunk * job.plan.unit_panels;
+  const int64_t begin = task_n * job.panels_per_task + unit % job.units_per_chunk * job.unit_panels;
   if (begin >= task_end) return;
-  const int64_t end = std::min(task_end, begin + job.plan.unit_panels);
+  const int64_t end = std::min(task_end, begin + job.unit_panels);
   if (m != chunk->begin) {
     chunk->begin = m;
     chunk->rows = {};
@@ -220,7 +219,7 @@ void run_piece(const Job& job, int64_t task, int64_t unit, const Buffers& buffer
 }
 
 // The pieces of a task, then those that are left of others: of all, or with columns between them,
-// of those with the same rows, which are quantised already.
+// of those with the same rows, which are quantised already if they are one chunk.
 void run_task(void* context, int64_t task) {
   Job& job = *static_cast<Job*>(context);
   static thread_local Scratch scratch;
@@ -261,7 +260,8 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   if (p.gated) job.panels /= 2;
   job.rows_per_task = round_up(ceil_div(p.m, job.plan.tasks_m), kPanelColumns);
   job.panels_per_task = ceil_div(job.panels, job.plan.tasks_n);
-  job.units_per_chunk = ceil_div(job.panels_per_task, job.plan.unit_panels);
+  job.unit_panels = job.plan.tasks_n > 1 ? piece_panels(job.panels_per_task) : job.panels_per_task;
+  job.units_per_chunk = ceil_div(job.panels_per_task, job.unit_panels);
   job.in_place = p.x_dtype == DType::s8 && job.plan.tile_rows == 1 && job.plan.flip == 0 &&
                  first.k == first.k_pad && (p.m == 1 || p.ldx_bytes == first.k);
   job.prepare = job.plan.gemm->prepare.run != nullptr && !kinds.only_bsr;
