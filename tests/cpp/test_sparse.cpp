@@ -10,6 +10,7 @@
 #include "cpu/gemm_bsr_s8s8s32/gemm_bsr_s8s8s32.h"
 #include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
 #include "cpu/gemm_s8s8s32/linear.h"
+#include "emulated_amx.h"
 #include "guard.h"
 #include "parallel.h"
 #include "reference.h"
@@ -368,6 +369,19 @@ void check_bsr(const GemmBsrS8S8S32Kernel& kernel) {
   }
 }
 
+// The row amx over the emulator, where the rest of it can run.
+void test_emulated(const GemmBsrS8S8S32Kernel* kernels, int count) {
+#ifdef FASTINFER_EMULATE_AMX
+  GemmBsrS8S8S32Kernel kernel = kernels[count - 1];
+  if (!amx_emulated(kernel.name)) return;
+  kernel.run = gemm_bsr_amx_emulated;
+  group(std::string(kernel.name) + ", emulated", [&] { check_bsr(kernel); });
+  std::printf("row %s amx emulated\n", kernel.name);
+#else
+  (void)kernels, (void)count;
+#endif
+}
+
 }  // namespace
 
 void test_sparse() {
@@ -380,6 +394,7 @@ void test_sparse() {
   each_row(masked, count, check_masked);
   const GemmBsrS8S8S32Kernel* bsr = gemm_bsr_s8s8s32_kernels(&count);
   each_row(bsr, count, check_bsr);
+  test_emulated(bsr, count);
   const std::string before = isa_cap();
   for (int i = 0; i < kIsaCount; ++i) {
     set_isa_cap(before.c_str());
