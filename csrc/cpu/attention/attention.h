@@ -51,9 +51,8 @@
 //   dot32(c, a, b) = c + (e + f)    e, f: chains of fused multiply-adds from 0 over the even and
 //                                   the odd elements, ascending; subnormal numbers count as zero
 //   p[i,j]  = bf16(2^max(y, -126)), or 0 where s[i,j] = -Inf. With an additive mask, or a scale
-//   that
-//             is not greater than 0, y = (s[i,j] - u) log2 e; else (t[i,j] - u') (scale log2 e), t
-//             and u' being s and u before they are multiplied by the scale
+//             that is not greater than 0, y = (s[i,j] - u) log2 e; else y = (t[i,j] - u') (scale
+//             log2 e), t and u' being s and u before they are multiplied by the scale
 //   l[i,x]  = as above, over j / 2 = x (mod 16)     x < 16
 //
 // In every way: a row that sees no key is 0. What a hidden key holds in k and v does not matter,

@@ -10,6 +10,7 @@ namespace {
 
 struct PairTile : Avx512Tile {
   static constexpr bool kPairs = true;
+  static constexpr int64_t kUnitsAtOnce = 1;
 
   static F load_pairs(const void* p, int n) {
     return _mm512_castsi512_ps(n == 32 ? _mm512_loadu_si512(p)
@@ -30,7 +31,6 @@ struct PairTile : Avx512Tile {
   // y = max((s - u) f, -125), n = round(y), p = 2^n c(y - n): c is the minimax polynomial of
   // degree 4 on |y - n| <= 1/2, relative error 2.6e-6, beside 2^-8 of the rounding that follows. p
   // is never subnormal, which the instructions would take for zero.
-  static constexpr int64_t kUnitsAtOnce = 1;
   static F probabilities(const float* s, F minus_u, F f, uint16_t* p, F sum) {
     const F x = load(s);
     const __mmask16 seen = _mm512_cmp_ps_mask(x, set1(kLeast), _CMP_NLT_UQ);  // NaN, too

@@ -30,9 +30,9 @@ constexpr double kCyclesPerExpandedByte = 0.1;
 constexpr double kCyclesPerParallelRegion = 8000;
 
 // Cores differ in speed, those of a shared machine from moment to moment: a task is cut into so
-// many pieces that another thread may take over, but none so small that reading the weights again
-// for its rows takes more than an eighth of the time, a quarter of that where an L2 of 2 MiB keeps
-// them, and none of fewer panels than are a multiple of every kernel's micro-tiles.
+// many pieces that another thread may take over. None has so few rows that reading the weights
+// again for them takes more than an eighth of the time; where an L2 of 2 MiB keeps the weights,
+// reading costs a quarter. Panels go by a multiple of every kernel's micro-tiles.
 constexpr int64_t kPiecesPerTask = 4;
 constexpr double kLeastWorkPerRead = 8;
 constexpr int64_t kKeptWeightBytes = 1 << 20;
