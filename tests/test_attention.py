@@ -32,8 +32,7 @@ def visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, window: int
 
 def in_pairs(dtype):
     """Whether the kernel in use takes inputs of this dtype in pairs (cpu/attention/attention.h)."""
-    allowed = {row["name"] for row in _C.isas() if row["allowed"]}
-    return "avx512bf16" in allowed and dtype == torch.bfloat16
+    return _C.attention_in_pairs() and dtype == torch.bfloat16
 
 
 def exact(q, k, v, mask=None, *, scale=None, causal=False, window=0):

@@ -53,6 +53,12 @@ uint64_t xcr0() {
   return uint64_t(hi) << 32 | lo;
 }
 
+// The vendor's name is "GenuineIntel", in the order EBX, EDX, ECX.
+bool made_by_intel() {
+  const Cpuid leaf0(0, 0);
+  return leaf0.b == 0x756e6547 && leaf0.d == 0x49656e69 && leaf0.c == 0x6c65746e;
+}
+
 // AMX is asked for, not assumed: CPUID bits, palette 1 of the shape the kernels use, the state
 // enabled in XCR0, then the kernel's permission, then a multiplication each of int8 and of bfloat16
 // that must be right. Every CPU with one has the other; where a hypervisor hides one, no AMX row
@@ -106,6 +112,8 @@ Probe probe() {
 }
 
 #else
+
+bool made_by_intel() { return false; }
 
 Probe probe() {
   Probe p;
@@ -178,6 +186,11 @@ const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 bool isa_supported(Isa isa) { return probed().ok[int(isa)]; }
 const char* isa_reason(Isa isa) { return probed().reason[int(isa)]; }
 bool isa_allowed(Isa isa) { return int(isa) <= cap().isa && isa_supported(isa); }
+
+bool slow_dpbf16() {
+  static const bool slow = made_by_intel();
+  return slow;
+}
 
 Isa isa_in_use() {
   for (int i = kIsaCount - 1; i > 0; --i) {

@@ -36,6 +36,11 @@ FASTINFER_API Isa isa_in_use();
 // True if selection may pick rows of `isa`: supported, of this architecture and not above the cap.
 FASTINFER_API bool isa_allowed(Isa isa);
 
+// Whether vdpbf16ps takes so long that widening to float32 and multiplying there is faster: on
+// Intel's CPUs, where a core multiplies bfloat16 fast in AMX tiles alone. (Emerald Rapids: 2.3
+// cycles, and attention in pairs with 1.7 times the time of float32; AMD's Zen 4 and 5: 1 cycle.)
+FASTINFER_API bool slow_dpbf16();
+
 // Caps selection at `name` ("" lifts the cap). Returns false, changing nothing, if it is unknown.
 FASTINFER_API bool set_isa_cap(const char* name);
 

@@ -21,8 +21,11 @@ const AttentionKernel* attention_kernels(int* count) {
 }
 
 const AttentionKernel& select_attention() {
+  const auto pays = [](const AttentionKernel& kernel) {
+    return isa_allowed(kernel.isa) && !(kernel.isa == Isa::avx512bf16 && slow_dpbf16());
+  };
   int i = kCount - 1;
-  while (i > 0 && !isa_allowed(kKernels[i].isa)) --i;
+  while (i > 0 && !pays(kKernels[i])) --i;
   return kKernels[i];
 }
 
