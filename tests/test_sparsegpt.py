@@ -113,3 +113,35 @@ def test_pruning_again_starts_from_the_pruned_weights(randn):
     prune_(model, Unstructured(0.3), SparseGPT(), batches=[x])
     want = brain_surgeon(once, x, Unstructured(0.3), 128)
     assert (model[0].weight - want).abs().max() <= 5e-12 * want.abs().max()
+
+
+def test_layers_with_the_same_inputs_share_a_run_which_ends_there(randn):
+    ran = []
+
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("first", "second", "changed", "last"):
+                self.add_module(name, nn.Linear(8, 8).double())
+
+        def forward(self, x):
+            x = x.clone()
+            y = self.first(x) + self.second(x)
+            ran.append("two")
+            y = y + self.changed(x.tanh_())  # in the memory of the other two's input
+            ran.append("three")
+            y = self.last(y)
+            ran.append("all")
+            return y
+
+    model, batches = Parts().eval(), [randn(30, 8).double(), randn(20, 8).double()]
+    original, x = copy.deepcopy(model), torch.cat(batches)
+    prune_(model, Sparse24(), SparseGPT(), batches=batches)
+    # Two batches: a look at all layers, then for each tensor as far as to the first layer on it.
+    assert ran == ["two", "three", "all"] * 2 + ["two"] * 2 + ["two", "three"] * 2
+    with torch.no_grad():
+        hidden = model.first(x) + model.second(x) + model.changed(x.tanh())
+    for name, inputs in [("first", x), ("second", x), ("changed", x.tanh()), ("last", hidden)]:
+        want = brain_surgeon(original.get_submodule(name).weight.detach(), inputs, Sparse24(), 128)
+        weight = model.get_submodule(name).weight
+        assert (weight - want).abs().max() <= 5e-12 * want.abs().max(), name

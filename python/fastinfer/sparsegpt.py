@@ -1,7 +1,9 @@
 """SparseGPT: each weight that goes is made up for by those that stay."""
 
 import copy
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from fastinfer.criteria import Linears, exact_weight
 from fastinfer.masked import set_mask_
-from fastinfer.observe import run_batches, watched_inputs
+from fastinfer.observe import call, observed, run_batches, watched_inputs
 from fastinfer.sparsity import Sparse24, Unstructured, check_fraction
 
 
@@ -26,8 +28,10 @@ class SparseGPT:
     in each, for `block_size` columns of all rows together. `Sparse24`: for 4 columns of a row.
 
     Layers are pruned in the order in which the model calls them first, each on the inputs that it
-    gets with all before it pruned, so every layer costs a run of all batches. They run on a copy
-    of the model; a layer takes about 4 * in_features**2 * 8 bytes for H and its inverse.
+    gets with all before it pruned, so every layer costs a run of all batches as far as to it;
+    layers that get the same tensor, as those of queries, keys and values do, share one run and one
+    H. They run on a copy of the model; a layer takes about 4 * in_features**2 * 8 bytes for H and
+    its inverse.
 
     damp: above 0. block_size: columns, at least 1, for `Sparse24` a multiple of 4.
 
@@ -80,32 +84,32 @@ class SparseGPT:
         batches = list(batches)
         pruned = copy.deepcopy(model)
         layers: dict[str, Any] = {name: pruned.get_submodule(name) for name in linears}
-        order: dict[str, None] = {}  # a set that keeps its order
-        with watched_inputs(layers, lambda name, x: order.setdefault(name) if len(x) else None):
-            for _ in run_batches(pruned, batches, False):
-                pass
         result = {}
         console = Console(stderr=True)
         shown = console.is_terminal if progress is None else progress
+        stages = _stages(pruned, layers, batches)
         with Progress(console=console, transient=console.is_terminal, disable=not shown) as bar:
-            for name in bar.track(order, description="Pruning"):
-                linear = layers[name]
-                hessian = _hessian(pruned, name, linear, batches)
-                mask, weight = self.solve(exact_weight(linear), hessian, structure)
-                result[name] = mask, weight.to(linear.weight.dtype)
-                set_mask_(linear, structure, *result[name])
+            for stage in bar.track(stages, description="Pruning"):
+                hessian = _hessian(pruned, layers[stage.names[0]], stage, batches)
+                factor, dead = self._inverse_factor(hessian)
+                for name in stage.names:
+                    linear = layers[name]
+                    mask, weight = self.solve(exact_weight(linear), factor, dead, structure)
+                    result[name] = mask, weight.to(linear.weight.dtype)
+                    set_mask_(linear, structure, *result[name])
         return result
 
     def solve(
-        self, weight: Tensor, hessian: Tensor, structure: Sparse24 | Unstructured
+        self, weight: Tensor, factor: Tensor, dead: Tensor, structure: Sparse24 | Unstructured
     ) -> tuple[Tensor, Tensor]:
         """The mask and the new weight of one layer.
 
-        weight: [N, K], float32 or float64. hessian: 2 X X^T, [K, K], float64; it is overwritten.
+        weight: [N, K], float32 or float64. factor, dead: what `_inverse_factor` returns.
         """
         weight = weight.clone()
+        weight[:, dead] = 0
         mask = torch.ones_like(weight, dtype=torch.bool)
-        factor = self._inverse_factor(weight, hessian)
+        factor = factor.to(weight.dtype)
         chosen_at_once = 4 if isinstance(structure, Sparse24) else self.block_size
         for start in range(0, weight.shape[1], self.block_size):
             block = slice(start, min(start + self.block_size, weight.shape[1]))
@@ -121,28 +125,80 @@ class SparseGPT:
             weight[:, block.stop :].addmm_(errors, factor[block, block.stop :], alpha=-1)
         return mask, torch.where(mask, weight, 0)
 
-    def _inverse_factor(self, weight: Tensor, hessian: Tensor) -> Tensor:
+    def _inverse_factor(self, hessian: Tensor) -> tuple[Tensor, Tensor]:
         """U, upper, with U^T U = H^-1: row j over its first number is the row j of the inverse of
-        H over the columns j and after, by its own first number, whose root is U_jj."""
+        H over the columns j and after, by its own first number, whose root is U_jj. And which
+        inputs were always zero: their weights do nothing.
+
+        hessian: 2 X X^T, [K, K], float64; it is overwritten.
+        """
         diagonal = hessian.diagonal()
         damping = self.damp * diagonal.mean()
-        dead = diagonal == 0  # inputs that were always zero: their weights do nothing
-        weight[:, dead] = 0
+        dead = diagonal == 0
         diagonal[dead] = 1
         diagonal += damping
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        return torch.linalg.cholesky(inverse, upper=True).to(weight.dtype)
+        return torch.linalg.cholesky(inverse, upper=True), dead
 
 
-def _hessian(model: nn.Module, name: str, linear: nn.Linear, batches: list[Any]) -> Tensor:
+@dataclass(frozen=True)
+class _Stage:
+    """Layers that get the same inputs. calls: how often each is called, by batch."""
+
+    names: tuple[str, ...]
+    calls: tuple[int, ...]
+
+
+def _stages(model: nn.Module, layers: dict[str, nn.Linear], batches: Sequence[Any]) -> list[_Stage]:
+    """The layers that were reached, in the order of their first calls; those together that are
+    called once a batch at most, and then on the same tensor."""
+    inputs: dict[str, list[tuple[int, int]]] = {}  # of each call: the batch, and which tensor
+    batch = count = 0
+    last: Any = None
+    held = None  # else another tensor could come to lie where the last one lay
+
+    def look(name: str, x: Tensor) -> None:
+        nonlocal count, last, held
+        if not len(x):
+            return
+        identity = x.data_ptr(), x.shape, x.stride(), x.dtype, x._version
+        if identity != last:
+            count, last, held = count + 1, identity, x
+        inputs.setdefault(name, []).append((batch, count))
+
+    with watched_inputs(layers, look):
+        for _ in run_batches(model, batches, False):
+            batch += 1
+    stages: dict[Any, list[str]] = {}
+    for name, calls in inputs.items():
+        once = len({number for number, _ in calls}) == len(calls)
+        stages.setdefault(tuple(calls) if once else name, []).append(name)
+    counts = {name: Counter(number for number, _ in calls) for name, calls in inputs.items()}
+    return [
+        _Stage(tuple(names), tuple(counts[names[0]][number] for number in range(len(batches))))
+        for names in stages.values()
+    ]
+
+
+class _Reached(BaseException):
+    """Ends a run of a model; no Exception, which a model might catch."""
+
+
+def _hessian(model: nn.Module, linear: nn.Linear, stage: _Stage, batches: list[Any]) -> Tensor:
     size = linear.in_features
     hessian = torch.zeros(size, size, dtype=torch.float64, device=linear.weight.device)
+
+    called_once = False
 
     def look(_: str, x: Tensor) -> None:
         exact = x.to(hessian.dtype)
         hessian.addmm_(exact.T, exact, alpha=2)
+        if len(x) and called_once:
+            raise _Reached
 
-    with watched_inputs({name: linear}, look):
-        for _ in run_batches(model, batches, False):
-            pass
+    with watched_inputs({stage.names[0]: linear}, look):
+        for batch, calls in zip(batches, stage.calls, strict=True):
+            called_once = calls == 1
+            with observed(model), suppress(_Reached):
+                call(model, batch)
     return hessian
