@@ -161,7 +161,9 @@ def _stages(model: nn.Module, layers: dict[str, nn.Linear], batches: Sequence[An
         nonlocal count, last, held
         if not len(x):
             return
-        identity = x.data_ptr(), x.shape, x.stride(), x.dtype, x._version
+        # Tensors of inference mode do not count their changes: each may be another.
+        version = object() if x.is_inference() else x._version
+        identity = x.data_ptr(), x.shape, x.stride(), x.dtype, version
         if identity != last:
             count, last, held = count + 1, identity, x
         inputs.setdefault(name, []).append((batch, count))
