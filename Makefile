@@ -80,6 +80,7 @@ tsan: $(VENV)/.tools
 	build/tsan/tests/cpp/fastinfer_tests linear
 	build/tsan/tests/cpp/fastinfer_tests forms
 	build/tsan/tests/cpp/fastinfer_tests pool
+	build/tsan/tests/cpp/fastinfer_tests pieces
 
 # The C++ tests on CPUs that this one is not.
 cross: $(VENV)/.tools
