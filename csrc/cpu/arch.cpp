@@ -187,9 +187,9 @@ bool isa_supported(Isa isa) { return probed().ok[int(isa)]; }
 const char* isa_reason(Isa isa) { return probed().reason[int(isa)]; }
 bool isa_allowed(Isa isa) { return int(isa) <= cap().isa && isa_supported(isa); }
 
-bool slow_dpbf16() {
-  static const bool slow = made_by_intel();
-  return slow;
+bool isa_pays(Isa isa) {
+  static const bool slow_dpbf16 = made_by_intel();
+  return isa_allowed(isa) && !(isa == Isa::avx512bf16 && slow_dpbf16);
 }
 
 Isa isa_in_use() {

@@ -36,10 +36,11 @@ FASTINFER_API Isa isa_in_use();
 // True if selection may pick rows of `isa`: supported, of this architecture and not above the cap.
 FASTINFER_API bool isa_allowed(Isa isa);
 
-// Whether vdpbf16ps takes so long that widening to float32 and multiplying there is faster: on
-// Intel's CPUs, where a core multiplies bfloat16 fast in AMX tiles alone. (Emerald Rapids: 2.3
-// cycles, and attention in pairs with 1.7 times the time of float32; AMD's Zen 4 and 5: 1 cycle.)
-FASTINFER_API bool slow_dpbf16();
+// isa_allowed(isa), and its products are no slower than those of the rows before it. Not so for
+// avx512bf16 on Intel's CPUs, where a core multiplies bfloat16 fast in AMX tiles alone: vdpbf16ps
+// takes 2.3 cycles on Emerald Rapids, and attention by it 1.7 times as long as in float32. On AMD's
+// Zen 4 and 5 it takes 1.
+FASTINFER_API bool isa_pays(Isa isa);
 
 // Caps selection at `name` ("" lifts the cap). Returns false, changing nothing, if it is unknown.
 FASTINFER_API bool set_isa_cap(const char* name);

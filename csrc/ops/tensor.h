@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/buffer_pool.h"
+#include "cpu/ceil_div.h"
 #include "cpu/dtype.h"
 #include "cpu/pieces.h"
 
@@ -195,7 +196,6 @@ inline void parallel_for(int64_t count, void (*task)(void*, int64_t), void* cont
 template <class Body>
 void parallel_rows(int64_t count, int64_t grain, Body&& body) {
   constexpr int64_t kPieces = 4;
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t threads =
       std::min<int64_t>(torch::stable::get_num_threads(), ceil_div(count, grain));
   if (threads <= 1) {

@@ -118,7 +118,7 @@ struct AttentionKernel {
 // Every kernel of this architecture, generic first, best last.
 FASTINFER_API const AttentionKernel* attention_kernels(int* count);
 
-// The best kernel that the ISA in use allows; that of avx512bf16 only where its products are fast.
+// The best kernel that the ISA in use allows and that pays on this CPU.
 FASTINFER_API const AttentionKernel& select_attention();
 
 FASTINFER_API int64_t attention_scratch_bytes(const Attention& p, int64_t rows);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/ceil_div.h"
+
 namespace fastinfer::cpu {
 
 namespace {
@@ -17,8 +19,6 @@ constexpr int64_t kLeastRows = 96;
 constexpr int64_t kTasksPerThread = 4;
 // Multiply-adds below which starting a thread takes longer than the work.
 constexpr int64_t kSerialWork = 1 << 18;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 

@@ -21,11 +21,8 @@ const AttentionKernel* attention_kernels(int* count) {
 }
 
 const AttentionKernel& select_attention() {
-  const auto pays = [](const AttentionKernel& kernel) {
-    return isa_allowed(kernel.isa) && !(kernel.isa == Isa::avx512bf16 && slow_dpbf16());
-  };
   int i = kCount - 1;
-  while (i > 0 && !pays(kKernels[i])) --i;
+  while (i > 0 && !isa_pays(kKernels[i].isa)) --i;
   return kKernels[i];
 }
 

@@ -80,7 +80,7 @@ struct GemmF32S8F32Kernel {
 // Every kernel of this architecture, generic first, best last.
 FASTINFER_API const GemmF32S8F32Kernel* gemm_f32s8f32_kernels(int* count);
 
-// The best kernel that the ISA in use allows.
+// The best kernel that the ISA in use allows and that pays on this CPU.
 FASTINFER_API const GemmF32S8F32Kernel& select_gemm_f32s8f32();
 
 }  // namespace fastinfer::cpu

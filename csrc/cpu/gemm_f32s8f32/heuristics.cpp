@@ -1,5 +1,7 @@
 #include "cpu/gemm_f32s8f32/heuristics.h"
 
+#include "cpu/ceil_div.h"
+
 namespace fastinfer::cpu {
 
 namespace {
@@ -23,8 +25,6 @@ double macs_per_cycle(Isa isa) {
 constexpr double kCyclesPerWeightByte = 0.13;
 constexpr double kCyclesPerInput = 0.3;
 constexpr double kCyclesPerParallelRegion = 8000;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 double task_cycles(double m, double n, double k, Isa isa) {
   return std::max(m * n * k / macs_per_cycle(isa), n * k * kCyclesPerWeightByte) +

@@ -22,7 +22,7 @@ const GemmF32S8F32Kernel* gemm_f32s8f32_kernels(int* count) {
 
 const GemmF32S8F32Kernel& select_gemm_f32s8f32() {
   int i = kCount - 1;
-  while (i > 0 && !isa_allowed(kKernels[i].isa)) --i;
+  while (i > 0 && !isa_pays(kKernels[i].isa)) --i;
   return kKernels[i];
 }
 

@@ -22,6 +22,7 @@
 
 #include "cpu/activation.h"
 #include "cpu/arch.h"
+#include "cpu/ceil_div.h"
 #include "cpu/dtype.h"
 #include "cpu/export.h"
 
@@ -30,10 +31,6 @@ namespace fastinfer::cpu {
 constexpr int64_t kMaxK = 131071;
 constexpr int64_t kPanelColumns = 16;
 constexpr int64_t kBlockK = 64;
-
-constexpr int64_t round_up(int64_t v, int64_t multiple) {
-  return (v + multiple - 1) / multiple * multiple;
-}
 
 // A block of m rows and n columns; a part of a weight begins at a multiple of 16 columns, and ends
 // at one or with the weight.

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "cpu/ceil_div.h"
 #include "cpu/gemm_s8s8s32/columns.h"
 #include "cpu/pieces.h"
 #include "cpu/quantize_rowwise/layout.h"
@@ -12,8 +13,6 @@
 namespace fastinfer::cpu {
 
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Job {
   const LinearW8A8* p;

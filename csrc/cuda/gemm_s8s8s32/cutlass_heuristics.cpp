@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "cpu/ceil_div.h"
+
 namespace fastinfer::cuda {
 
 namespace {
@@ -15,9 +17,6 @@ constexpr double kCyclesPerOutput = 0.2;  // 25 instructions on 128 lanes
 constexpr double kCyclesToBegin = 2000;   // launch, first tiles from memory
 // Stream-K launches a memset before it, about 1.5 us.
 constexpr double kCyclesToClear = 2500;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Tiles in whole squares of `swizzle` clusters; those beyond the matrix cost as much as others.
 int64_t count_tiles(const CutlassTileShape& shape, int64_t m, int64_t n, int swizzle) {

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
+#include "cpu/ceil_div.h"
+
 namespace fastinfer::cuda {
 
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Blocks that should be under way on a multiprocessor, so that enough bytes are: at 4.8 TB/s and
 // 800 ns a multiprocessor of 132 wants 29 KB in flight, and a block of 64 weight rows has

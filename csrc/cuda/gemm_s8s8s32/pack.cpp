@@ -14,7 +14,7 @@ constexpr char kRowsTag[16] = "s8_rows_cuda", kSp24Tag[16] = "s8_sp24_cuda";
 constexpr int64_t kCompensation = int64_t(sizeof(cpu::PackedHeader));
 
 // At least 64 bytes of it unused: no size is that of a layout of CPUs for the same weight.
-int64_t front_bytes(int64_t n_pad) { return cpu::round_up(kCompensation + n_pad * 4 + 64, 128); }
+int64_t front_bytes(int64_t n_pad) { return round_up(kCompensation + n_pad * 4 + 64, 128); }
 
 // The header and the compensation.
 void pack_front(const int8_t* w, int64_t n, int64_t k, const char (&tag)[16], uint8_t* packed) {
@@ -47,8 +47,8 @@ bool keeps_two(int mask) { return __builtin_popcount(unsigned(mask)) == 2; }
 
 PackedOffsets packed_offsets(int64_t n, int64_t k) {
   PackedOffsets at{};
-  at.n_pad = cpu::round_up(n, cpu::kPanelColumns);
-  at.k_pad = cpu::round_up(k, cpu::kBlockK);
+  at.n_pad = round_up(n, cpu::kPanelColumns);
+  at.k_pad = round_up(k, cpu::kBlockK);
   at.compensation = kCompensation;
   at.rows = front_bytes(at.n_pad);
   at.bytes = at.rows + at.n_pad * at.k_pad;
@@ -57,8 +57,8 @@ PackedOffsets packed_offsets(int64_t n, int64_t k) {
 
 Sp24Offsets sp24_offsets(int64_t n, int64_t k) {
   Sp24Offsets at{};
-  at.n_pad = cpu::round_up(n, cpu::kPanelColumns);
-  at.k_pad = cpu::round_up(k, cpu::kBlockK);
+  at.n_pad = round_up(n, cpu::kPanelColumns);
+  at.k_pad = round_up(k, cpu::kBlockK);
   at.compensation = kCompensation;
   at.masks = front_bytes(at.n_pad);
   at.values = at.masks + at.n_pad * at.k_pad / 8;
