@@ -211,7 +211,7 @@ inline void quantize_row(const Norm& p, int64_t m, const RowRange& range) {
 
 template <class V, DType kType, NormKind kKind>
 inline void norm_rows(const Norm& p) {
-  const float k = float(p.k);
+  const float k = p.k > 0 ? float(p.k) : 1.0f;  // of no elements the sums are 0 over anything
   for (int64_t m = 0; m < p.rows; ++m) {
     float mean = 0.0f, square = read_row<V, kType, kKind>(p, m) / k;
     if (kKind == NormKind::layer) {
