@@ -25,9 +25,12 @@ int64_t dimension(const char* view, int64_t dim, int64_t count) {
   return dim < 0 ? dim + count : dim;
 }
 
+// -1, which no count of elements is, where the product does not fit.
 int64_t product(const Sizes& sizes) {
   int64_t product = 1;
-  for (int64_t size : sizes) product *= size;
+  for (int64_t size : sizes) {
+    if (__builtin_mul_overflow(product, size, &product)) return -1;
+  }
   return product;
 }
 
