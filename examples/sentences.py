@@ -151,7 +151,7 @@ def main(given: list[str] | None = None) -> results.Result:
         batches=DataLoader(batches, batch_size=None, shuffle=True, generator=generator),
         calibration=batches[:: len(batches) // (2 if arguments.short else 64)],
         # 384: the squared distance of two embeddings, rather than its mean over channels. What each
-        # half of a layer returns weighs about as much: a student comes further with it.
+        # half of a layer returns weighs two to three times as much: a student comes further so.
         loss=[
             fastinfer.FeatureMatch({"mean": "mean"}, weight=384.0),
             fastinfer.FeatureMatch({name: name for name in norms}, weight=20.0),

@@ -143,10 +143,10 @@ class SparseGPT:
 
 @dataclass(frozen=True)
 class _Stage:
-    """Layers that get the same inputs. calls: how often each is called, by batch."""
+    """Layers that get the same inputs. once: whether that is just once, by batch."""
 
     names: tuple[str, ...]
-    calls: tuple[int, ...]
+    once: tuple[bool, ...]
 
 
 def _stages(model: nn.Module, layers: dict[str, nn.Linear], batches: Sequence[Any]) -> list[_Stage]:
@@ -171,13 +171,13 @@ def _stages(model: nn.Module, layers: dict[str, nn.Linear], batches: Sequence[An
     with watched_inputs(layers, look):
         for _ in run_batches(model, batches, False):
             batch += 1
+    counts = {name: Counter(number for number, _ in calls) for name, calls in inputs.items()}
     stages: dict[Any, list[str]] = {}
     for name, calls in inputs.items():
-        once = len({number for number, _ in calls}) == len(calls)
-        stages.setdefault(tuple(calls) if once else name, []).append(name)
-    counts = {name: Counter(number for number, _ in calls) for name, calls in inputs.items()}
+        at_most_once = max(counts[name].values()) == 1
+        stages.setdefault(tuple(calls) if at_most_once else name, []).append(name)
     return [
-        _Stage(tuple(names), tuple(counts[names[0]][number] for number in range(len(batches))))
+        _Stage(tuple(names), tuple(counts[names[0]][number] == 1 for number in range(batch)))
         for names in stages.values()
     ]
 
@@ -189,18 +189,17 @@ class _Reached(BaseException):
 def _hessian(model: nn.Module, linear: nn.Linear, stage: _Stage, batches: list[Any]) -> Tensor:
     size = linear.in_features
     hessian = torch.zeros(size, size, dtype=torch.float64, device=linear.weight.device)
-
-    called_once = False
+    once = False
 
     def look(_: str, x: Tensor) -> None:
         exact = x.to(hessian.dtype)
         hessian.addmm_(exact.T, exact, alpha=2)
-        if len(x) and called_once:
+        if len(x) and once:
             raise _Reached
 
     with watched_inputs({stage.names[0]: linear}, look):
-        for batch, calls in zip(batches, stage.calls, strict=True):
-            called_once = calls == 1
+        for batch, ends_there in zip(batches, stage.once, strict=True):
+            once = ends_there
             with observed(model), suppress(_Reached):
                 call(model, batch)
     return hessian

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "cpu/ceil_div.h"
+
 namespace fastinfer::test {
 
 namespace {
@@ -9,8 +11,6 @@ namespace {
 constexpr int64_t kGroup = 4, kKept = 2;
 constexpr int64_t kRows = 64, kStep = 128, kStepBytes = kStep / 8;  // of metadata
 constexpr uint8_t kNone = 0x44;                                     // places 0 and 1, twice
-
-int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 // The places of the two that stayed; the first free ones where fewer did. False if more did.
 bool kept_places(const int8_t* group, int* first, int* second) {

@@ -3,8 +3,7 @@
 //   isa <name> supported | not supported: why
 //   row <kernel> <isa> ran | skipped: why
 //   row <kernel> <isa> emulated | not emulated: why
-// An argument runs one part: arch, pieces, vec, norm, gemm, quantize, pack, linear, forms,
-// attention, pool, rope, act_mul, sparse, weight_only, cutlass, amx.
+// An argument runs one of the parts below.
 #include <cstdio>
 #include <cstring>
 
@@ -52,11 +51,9 @@ int main(int argc, char** argv) {
     part.run();
   }
   if (!found) {
-    std::fprintf(
-        stderr,
-        "part: got \"%s\", want arch, vec, norm, gemm, quantize, pack, linear, forms, attention, "
-        "pool, rope, act_mul, sparse, weight_only, cutlass or amx\n",
-        argv[1]);
+    std::fprintf(stderr, "part: got \"%s\", want one of", argv[1]);
+    for (const auto& part : parts) std::fprintf(stderr, " %s", part.name);
+    std::fprintf(stderr, "\n");
     return 2;
   }
   const test::Results& r = test::results();

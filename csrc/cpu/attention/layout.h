@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "cpu/attention/attention.h"
+#include "cpu/ceil_div.h"
 
 namespace fastinfer::cpu {
 namespace {
@@ -20,8 +21,6 @@ constexpr int64_t kBlockRows = 48;  // whose scores are in scratch together, at 
 constexpr int64_t kScoreStride = kKeyBlock + kUnit;  // not a power of two: spreads over cache sets
 
 constexpr int64_t kRowsAhead = 32;  // rows of q, k, v and out are asked for before their turn
-
-inline int64_t round_up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // One row of a task: keys [begin, end) are visible as far as causal and window go.
 struct Row {
@@ -101,13 +100,13 @@ inline Buffers buffers_of(const Attention& p, int64_t rows, void* scratch, int64
   const auto take = [&](auto*& pointer, int64_t count) {
     using T = std::remove_reference_t<decltype(*pointer)>;
     if (base != nullptr) pointer = reinterpret_cast<T*>(base + used);
-    used += round_up_to(count * int64_t(sizeof(T)), 64);
+    used += round_up(count * int64_t(sizeof(T)), 64);
   };
-  b.head_pad = round_up_to(p.head_dim, head_unit);
+  b.head_pad = round_up(p.head_dim, head_unit);
   const int64_t groups = (rows + kTileRows - 1) / kTileRows;  // no group is smaller
-  const int64_t rows_pad = round_up_to(rows, kAmxRows);
-  const int64_t head_most = round_up_to(p.head_dim, 2 * kUnit);
-  const int64_t keys = round_up_to(std::min(p.tk, kKeyBlock), kPanel);
+  const int64_t rows_pad = round_up(rows, kAmxRows);
+  const int64_t head_most = round_up(p.head_dim, 2 * kUnit);
+  const int64_t keys = round_up(std::min(p.tk, kKeyBlock), kPanel);
   take(b.q, rows_pad * head_most);
   take(b.o, rows_pad * head_most);
   take(b.l, rows * 16);

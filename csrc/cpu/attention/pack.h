@@ -48,7 +48,7 @@ void pack_k(const Attention& p, const AttentionTask& t, const Buffers& b, int64_
   const int64_t head_dim = p.head_dim, step = p.k_stride.row;
   const char* k = static_cast<const char*>(p.k) + t.batch * p.k_stride.batch +
                   t.kv_head * p.k_stride.head + first * p.k_stride.row;
-  for (int64_t j = 0; j < round_up_to(n, kUnit); j += kW) {
+  for (int64_t j = 0; j < round_up(n, kUnit); j += kW) {
     float* to = b.k + j / kPanel * kPanel * b.head_pad + j % kPanel;
     for (int64_t d = 0; d < head_dim; d += kW) {
       const int wide = int(std::min<int64_t>(kW, head_dim - d));
@@ -89,7 +89,7 @@ bool pack_v(const Attention& p, const AttentionTask& t, const Buffers& b, int64_
     const int64_t begin = chunk_begin(b.head_pad, chunks, c) * kUnit;
     const int64_t end = chunk_begin(b.head_pad, chunks, c + 1) * kUnit;
     float* to = b.v + begin * keys;
-    for (int64_t j = 0; j < round_up_to(n, kUnit); ++j) {
+    for (int64_t j = 0; j < round_up(n, kUnit); ++j) {
       const char* row = v + j * step;
       const int64_t last = j < n ? std::min(end, head_dim) : begin;
       int64_t d = begin;

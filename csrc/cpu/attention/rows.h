@@ -51,7 +51,7 @@ int64_t seen_units(const Attention& p, const Buffers& b, int64_t groups, int64_t
         units = std::max(units, seen);
         if (units == kPanel / kUnit) break;
       }
-      units = round_up_to(units, kUnits);
+      units = round_up(units, kUnits);
       b.units[g * kPanels + panel] = uint8_t(units);
       if (units > 0) keys = std::max(keys, panel * kPanel + units * kUnit);
     }
@@ -224,7 +224,7 @@ void attention_rows(const Attention& p, const AttentionTask& t) {
        first += kKeyBlock) {
     const int64_t keys = seen_units<Blocks::kUnits>(p, b, groups, first);
     if (keys == 0) continue;
-    const int64_t keys_pad = round_up_to(keys, Blocks::kUnits * kUnit);
+    const int64_t keys_pad = round_up(keys, Blocks::kUnits * kUnit);
     const bool finite = pack_keys<T>(p, t, b, first, keys, keys_pad);
     for (int64_t g = 0; g < groups; g += Blocks::kBlockGroups) {
       Blocks::run(p, b, g, std::min(g + Blocks::kBlockGroups, groups), first, keys_pad, finite);
