@@ -54,6 +54,10 @@ def _files(package: str) -> list[Path]:
 
 
 def _of_file(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    try:
+        tree = ast.parse(path.read_text("utf-8"))
+    except SyntaxError:  # of a newer Python
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             yield from re.split(r"\n\s*\n", ast.get_docstring(node) or "")

@@ -40,6 +40,7 @@ class Example:
     batches: what a student is distilled on, from the training split; calibration: a few of them,
     for the criteria of pruning. blocks: the share of 16 x 64 tiles that go. channels: the share of
     an MLP's channels that stays. mixed_precision: of distillation, on a CPU that has bf16.
+    distilled: makes of a model what is distilled: a module around it that gives what `loss` wants.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Example:
     blocks: float
     channels: float
     mixed_precision: Literal["no", "bf16"] = "no"
+    distilled: Callable[[nn.Module], nn.Module] = lambda model: model
 
 
 def warm_up_and_cosine(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
@@ -74,8 +76,8 @@ def warm_up_and_cosine(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR
 def recover_(student: nn.Module, example: Example, steps: int) -> None:
     """Trains the student to the fp32 model's outputs, without labels."""
     fastinfer.distill(
-        student,
-        example.model,
+        example.distilled(student),
+        example.distilled(example.model),
         example.batches,
         example.loss,
         steps=steps,

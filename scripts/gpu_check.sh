@@ -59,7 +59,7 @@ export -f build
 export PYTHONPATH=$site site prebuilt python
 
 if step build 200 bash -c build; then
-  step tests 150 "$python" -m pytest -q -W default tests/gpu
+  step tests 150 env OMP_NUM_THREADS=2 "$python" -m pytest -q -W default -n 8 tests/gpu
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
       # Without torch's cache every tensor is an allocation of its own, whose end is watched.

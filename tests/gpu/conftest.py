@@ -2,6 +2,7 @@
 for CUDA itself can be tried on a CPU: FASTINFER_GPU_TESTS_ON=cpu."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,14 @@ DEVICE = torch.device(os.environ.get("FASTINFER_GPU_TESTS_ON", "cuda"))
 @pytest.fixture
 def device() -> torch.device:
     return DEVICE
+
+
+@pytest.fixture(autouse=True)
+def fails_where_it_failed() -> Iterator[None]:
+    """A kernel's fault shows at the next wait for the GPU: that is this test's own."""
+    yield
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
