@@ -75,7 +75,9 @@ def _rescale(acc: Tensor, scale: Tensor, w_scale: Tensor) -> Tensor:
 
 
 FP8_LARGEST = 448.0
-# One kernel each, once for all shapes, as peers' own documentation has it.
+# One kernel each for all shapes (two: one row, and many), as peers' own documentation has it. Past
+# the limit torch would run a peer uncompiled and say nothing.
+torch._dynamo.config.recompile_limit = 64
 _compiled = {f: torch.compile(f, dynamic=True) for f in (_quantize_int8, _quantize_fp8, _rescale)}
 
 

@@ -58,6 +58,21 @@ def capture(calls: Sequence[Call], device: torch.device) -> Graph | Loop:
     return Graph(calls) if device.type == "cuda" else Loop(calls)
 
 
+def seconds_once(call: Call, device: torch.device) -> float:
+    """Of a call that is not the first, launches and all."""
+    call()
+    _wait(device)
+    begin = perf_counter()
+    call()
+    _wait(device)
+    return perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def interleave(runs: dict[str, Graph | Loop], rounds: int) -> dict[str, float]:
     """Median seconds a call: one replay each, round after round, so that a clock that drifts falls
     on all of them."""

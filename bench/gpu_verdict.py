@@ -7,6 +7,8 @@ from rich.table import Table
 
 from gpu_peers import BASELINE, OURS
 
+WRONG = "wrong"  # how the reason of a candidate begins whose answer is
+
 
 @dataclass(frozen=True)
 class Record:

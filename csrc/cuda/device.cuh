@@ -162,7 +162,8 @@ template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                    Arguments... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return cudaSuccess;
-  if (shape.shared_bytes > 48 * 1024) {
+  // 48 KiB is the limit of static memory and dynamic together; no kernel has 1 KiB of the former.
+  if (shape.shared_bytes > 47 * 1024) {
     const int most = shape.most_shared_bytes > 0 ? shape.most_shared_bytes : shape.shared_bytes;
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);

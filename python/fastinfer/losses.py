@@ -29,6 +29,12 @@ class KD:
     tuple, or "logits" of a mapping. Labels: integers `[...]`, one a position. Those of a causal
     language model must be shifted beforehand: the label of a position is the token after it.
 
+    A model that gives embeddings has no logits, but what it is used for has: its similarities to
+    some thousands of other embeddings of the teacher's, over a temperature such as 0.05, from a
+    module around it. What is near the same things ranks them alike, which closeness alone does not
+    promise (Fang et al., "SEED: self-supervised distillation for visual representation", 2021,
+    https://arxiv.org/abs/2101.04731).
+
     Raises TypeError or ValueError on a temperature or an alpha that is no number or out of range.
     """
 

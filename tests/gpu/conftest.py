@@ -2,6 +2,7 @@
 for CUDA itself can be tried on a CPU: FASTINFER_GPU_TESTS_ON=cpu."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -17,10 +18,19 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def fails_where_it_failed() -> Iterator[None]:
-    """A kernel's fault shows at the next wait for the GPU: that is this test's own."""
+    """A kernel's fault shows at the next wait for the GPU: that is this test's own. No call to CUDA
+    succeeds in that process any more: a worker of pytest-xdist ends, and another takes its place.
+    """
     yield
-    if DEVICE.type == "cuda":
+    if DEVICE.type != "cuda":
+        return
+    try:
         torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            raise
+        print(f"the GPU's fault: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

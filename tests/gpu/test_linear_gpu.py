@@ -81,14 +81,37 @@ def test_w8a8_extremes(m: int) -> None:
 @pytest.mark.parametrize("m", [0, 3, 33])
 def test_w8a8_forms_of_x(m: int) -> None:
     w, scale, bias = weight(48, 96)
-    wide = torch.randn(2, m, 200)
-    for x in (
-        wide[..., 3:99],  # misaligned rows
-        wide[..., :192:2],  # strided columns
-        wide[..., :96].transpose(0, 1),
-        torch.randn(96) if m == 3 else wide[0, :, :96],
+    wide, added = torch.randn(2, m, 200), torch.randn(2, m, 96)
+    packed = ops.pack_w8(w), ops.pack_w8(w, LAYOUT).to(DEVICE)
+    for view in (
+        lambda x: x[..., 3:99],  # misaligned rows
+        lambda x: x[..., :192:2],  # strided columns
+        lambda x: x[..., :96].transpose(0, 1),
+        lambda x: x[0, :, :96],
+        lambda x: x[0, 0, :96] if m else x[0, :, :96],
     ):
-        assert_same(*both(x, w, scale, bias))
+        host, there = (  # a view is one on either device: moving it would copy it
+            ops.linear_w8a8(
+                view(wide.to(device)), held, scale.to(device), bias.to(device),
+                residual=view(added.to(device).repeat(1, 1, 3))[..., :48],
+            )
+            for device, held in zip((torch.device("cpu"), DEVICE), packed, strict=True)
+        )  # fmt: skip
+        assert_same(host, there.cpu())
+
+
+# More rows than a kernel for few takes, of shapes that each of those for many is thought best at:
+# 128 x 256 tiles, 128 x 128, and stream-K (csrc/cuda/gemm_s8s8s32/cutlass_heuristics.cpp); the last
+# has a width that CUTLASS does not take.
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [(1024, 4096, 1024), (2048, 768, 768), (128, 512, 3584), (256, 1024, 3584), (2048, 1100, 192)],
+)
+def test_w8a8_many_rows(m: int, n: int, k: int, dtype: torch.dtype) -> None:
+    w, scale, bias = weight(n, k)
+    x, residual = torch.randn(m, k).to(dtype), torch.randn(m, n).to(dtype)
+    assert_same(*both(x, w, scale, bias, activation="gelu_tanh", residual=residual))
 
 
 def test_w8a8_given_rows_and_static_scale() -> None:

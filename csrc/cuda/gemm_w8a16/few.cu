@@ -5,8 +5,8 @@
 //   warp     kAhead chunks of both halves of the rows in flight: 2 kAhead loads of 16 bytes a lane
 //   sums     the warps' parts added in the order of the warps, so a result is the same every time
 //   work     per 16 bytes of weight: 44 integer and float operations (bf16; f16: 20) and 4 mma
-//   bound    memory: N K bytes. 512 blocks of N = 8192 put 31 warps on a multiprocessor: 127 KB
-//            in flight
+//   bound    memory: N K bytes. 512 blocks of N = 8192 put 31 warps on a multiprocessor: 63 KB in
+//            flight
 //
 // Never run on a GPU yet; see bench/results/gpu.md.
 #include "cuda/gemm_w8a16/common.cuh"
