@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 import machine
 from fastinfer import BlockSparse, Sparse24, Unstructured
+from fastinfer.huge_pages import to_huge_pages_
 from fastinfer.nn import QuantizedLinear
 from fastinfer.sparsify import layout_for
 from peers import Peer, available, make_linear
@@ -85,10 +86,11 @@ def measure(
     if m < MANY:
         smallest = min(layer(w, bias, name).weight_packed.nbytes for name, w in weights.items())
         copies = min(40, -(-ROTATED_BYTES // smallest))
-    candidates = {
-        name: Candidate(rotating([layer(w, bias, name) for _ in range(copies)], x))
-        for name, w in weights.items()
-    }
+    candidates = {}
+    for name, w in weights.items():
+        layers = [layer(w, bias, name) for _ in range(copies)]
+        to_huge_pages_(layers)  # where those of a model are
+        candidates[name] = Candidate(rotating(layers, x))
     kinds = dict.fromkeys(candidates, "ours")
     if m >= MANY:
         candidates["torch BSR"] = Candidate(torch_bsr(weights["tiles"], bias, x))

@@ -21,6 +21,7 @@ from fastinfer.config import Int8Dynamic, Int8Static, Int8WeightOnly
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.fuse import fuse_
 from fastinfer.guard import Timing, time_layers, verdict
+from fastinfer.huge_pages import to_huge_pages_
 from fastinfer.nn import QuantizedLinear, WeightOnlyLinear
 from fastinfer.observe import check_inputs
 from fastinfer.summary import Summary
@@ -117,6 +118,9 @@ def quantize_(
             if layer.reason is None:
                 put(layer, made[layer.module])
     close_fused_paths(model)
+    done = (layer.module for group in groups for layer in group if layer.reason is None)
+    # A layer that was int8 before keeps its weight where it is, perhaps in a mapped file.
+    to_huge_pages_(made[module] for module in done if not isinstance(module, QuantizedLinear))
     fusion = fuse_(model, example_inputs) if fuse else None
     return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model), fusion)
 

@@ -21,6 +21,7 @@ from fastinfer.config import Int8Dynamic
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.fuse import fuse_
 from fastinfer.guard import Timing, time_layers, verdict
+from fastinfer.huge_pages import to_huge_pages_
 from fastinfer.masked import finalize_pruning_, mask_of, sparsity_of
 from fastinfer.nn import QuantizedLinear
 from fastinfer.observe import check_inputs
@@ -93,6 +94,7 @@ def sparsify_(
             put(layer, made[layer.module])
     finalize_pruning_(model)  # those that stay in float
     close_fused_paths(model)
+    to_huge_pages_(made[layer.module] for layer in layers if layer.reason is None)
     fusion = fuse_(model, example_inputs) if fuse else None
     return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model), fusion)
 

@@ -27,7 +27,8 @@ def linear_w8a16(
     ``x`` is beyond ``2**128`` over the sum of a row of ``|w|``.)
 
     On CPUs the result is the same bits on every instruction set, thread count and split of the
-    batch; on a GPU the order of a sum depends on how many rows there are. NaN and Inf in a row of ``x`` go as IEEE 754 has it, and touch no other row.
+    batch; on a GPU the order of a sum depends on how many rows there are. NaN and Inf in a row of
+    ``x`` go as IEEE 754 has it, and touch no other row.
 
     Args:
         x: ``[..., K]`` float32, bfloat16 or float16, any strides, any number of rows.
