@@ -104,6 +104,21 @@ def test_models_have_it(sparse: bool) -> None:
     assert torch.equal(alone(x), model(x))
 
 
+def test_optimize_leaves_it_traced() -> None:
+    """What is traced before the weights move is not traced again."""
+    model = nn.Sequential(*(nn.Linear(1100, 1100) for _ in range(4))).eval()
+    x = torch.randn(64, 1100)
+    result = fastinfer.optimize(model, x, max_error=0.5, progress=False)
+    model = result.model
+    if not isinstance(model[0], QuantizedLinear):
+        pytest.skip("int8 is no faster here")
+    assert min(places(nn.ModuleList(model))) % HUGE_PAGE == 0
+    torch._dynamo.utils.counters.clear()
+    with torch.inference_mode():
+        model(x)
+    assert not torch._dynamo.utils.counters["frames"]
+
+
 def test_tied_model() -> None:
     model = nn.Sequential(nn.Embedding(3000, 800), nn.Linear(800, 3000, bias=False)).eval()
     model[1].weight = model[0].weight

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinfer.nn.packed_weight import PackedWeight
+from fastinfer.spill import trim
 
 _HUGE_PAGE = 2 << 20
 _MOST = 32 * _HUGE_PAGE  # of weights moved together: so much is in memory twice meanwhile
@@ -45,6 +46,7 @@ def to_huge_pages_(modules: Iterable[nn.Module]) -> None:
                 new.copy_(old)
             for module in sharing:
                 module.weight_packed = new
+        trim()
 
 
 def _groups(holders: list[list[PackedWeight]]) -> Iterator[list[list[PackedWeight]]]:

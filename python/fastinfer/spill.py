@@ -102,11 +102,11 @@ class Pair:
             assert self._make is not None
             self._twins = make_twins(self.layers, self._make)
             self._make = None  # which may hold what the layers were made of
-            _trim()
+            trim()
             first = self.layers[0].module
             self.sqnr_db = weight_sqnr_db(first, self._twins[first])
             self._packed = self._spill.store(self._twins[first].weight_packed)
-            _trim()
+            trim()
         elif not self._twins[module].weight_packed.numel():
             self._load_packed()
         return self._twins[module]
@@ -115,7 +115,7 @@ class Pair:
         """Takes the int8 weight out of memory."""
         for twin in self._twins.values():
             twin.weight_packed = twin.weight_packed.new_empty(0)
-        _trim()
+        trim()
 
     def to_int8(self) -> None:
         """Puts the twins in place; the float weight goes to the file."""
@@ -169,7 +169,7 @@ class Pair:
 
     def _set_weights(self, value: Tensor) -> None:
         _set_data([layer.module.weight for layer in self.layers], value)
-        _trim()
+        trim()
 
 
 class Twins(Mapping[nn.Module, QuantizedLinear]):
@@ -233,7 +233,7 @@ def _bytes(tensor: Tensor) -> "ctypes.Array[ctypes.c_char]":
     return (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
 
 
-def _trim() -> None:
+def trim() -> None:
     """Gives freed memory back to the system: glibc keeps blocks below a growing size, and those
     that lie between others."""
     if hasattr(_libc, "malloc_trim"):

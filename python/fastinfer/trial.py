@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastinfer.compare import Error, float_tensors
 from fastinfer.fuse import Fusion
 from fastinfer.guard import Timing, time_layers
+from fastinfer.huge_pages import to_huge_pages_
 from fastinfer.observe import call, evaluating, observed
 from fastinfer.spans import Spans, median_spans, take_spans
 from fastinfer.spill import Pair, Spill, Twins
@@ -91,6 +92,8 @@ class Trial:
 
     def finish(self) -> None:
         """Leaves the model in its form and forgets the rest."""
+        in_place = (pair for pair in self.pairs if pair.is_int8)
+        to_huge_pages_(twin for pair in in_place for twin in pair.twins().values())
         # The others of the same layers go first: a weight that they hold would be read back.
         for pair in sorted(self.pairs, key=lambda pair: pair.is_int8):
             pair.release()
