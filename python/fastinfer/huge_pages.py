@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fastinfer.nn.packed_weight import PackedWeight
-from fastinfer.spill import trim
+from fastinfer.spill import HUGE_PAGE, trim
 
-_HUGE_PAGE = 2 << 20
-_MOST = 32 * _HUGE_PAGE  # of weights moved together: so much is in memory twice meanwhile
+_MOST = 32 * HUGE_PAGE  # of weights moved together: so much is in memory twice meanwhile
 _ALIGNMENT = 64
 
 
@@ -36,7 +35,7 @@ def to_huge_pages_(modules: Iterable[nn.Module]) -> None:
             holders[module.weight_packed.data_ptr()].append(module)
     for group in _groups(list(holders.values())):
         sizes = [_padded(sharing[0].weight_packed) for sharing in group]
-        if sum(sizes) < _HUGE_PAGE:
+        if sum(sizes) < HUGE_PAGE:
             continue
         memory, begin = _mapped(sum(sizes))
         for sharing, offset in zip(group, accumulate(sizes, initial=begin), strict=False):
@@ -71,8 +70,8 @@ def _padded(weight: Tensor) -> int:
 def _mapped(size: int) -> tuple[mmap.mmap, int]:
     """Memory of so many bytes, and where in it the first huge page begins; what is never touched
     takes no memory."""
-    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    begin = -torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr() % _HUGE_PAGE
+    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    begin = -torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr() % HUGE_PAGE
     # Whole ones alone: the last would take memory for what is not there.
-    memory.madvise(mmap.MADV_HUGEPAGE, begin, size // _HUGE_PAGE * _HUGE_PAGE)
+    memory.madvise(mmap.MADV_HUGEPAGE, begin, size // HUGE_PAGE * HUGE_PAGE)
     return memory, begin

@@ -17,7 +17,7 @@ from fastinfer.candidates import Layer
 from fastinfer.nn import QuantizedLinear
 from fastinfer.swap import Make, make_twins, put, weight_sqnr_db
 
-_HUGE_PAGE = 2 << 20
+HUGE_PAGE = 2 << 20
 _libc = ctypes.CDLL(None)
 
 
@@ -242,8 +242,8 @@ def trim() -> None:
 
 def _advise_huge_pages(tensor: Tensor) -> None:
     """As the operator that packs weights does: fewer TLB misses where every call reads them all."""
-    begin = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-    end = (tensor.data_ptr() + tensor.nbytes) // _HUGE_PAGE * _HUGE_PAGE
+    begin = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+    end = (tensor.data_ptr() + tensor.nbytes) // HUGE_PAGE * HUGE_PAGE
     if begin < end:
         advice = getattr(mmap, "MADV_HUGEPAGE", None)
         if advice is not None:
