@@ -22,9 +22,9 @@ bool amx_self_test();
 
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"generic",    "avx2",         "avxvnni",
-                                           "avx512vnni", "avx512bitalg", "avx512bf16",
-                                           "amx",        "neondot",      "neoni8mm"};
+constexpr const char* kNames[kIsaCount] = {"generic",    "avx2",        "avxvnni",
+                                           "avx512vnni", "avx512vbmi2", "avx512bf16",
+                                           "amx",        "neondot",     "neoni8mm"};
 
 struct Probe {
   bool ok[kIsaCount] = {};
@@ -53,10 +53,19 @@ uint64_t xcr0() {
   return uint64_t(hi) << 32 | lo;
 }
 
-// The vendor's name is "GenuineIntel", in the order EBX, EDX, ECX.
-bool made_by_intel() {
+// Whether the vendor's name consists of these, in the order EBX, EDX, ECX.
+bool made_by(unsigned b, unsigned d, unsigned c) {
   const Cpuid leaf0(0, 0);
-  return leaf0.b == 0x756e6547 && leaf0.d == 0x49656e69 && leaf0.c == 0x6c65746e;
+  return leaf0.b == b && leaf0.d == d && leaf0.c == c;
+}
+bool made_by_intel() { return made_by(0x756e6547, 0x49656e69, 0x6c65746e); }  // GenuineIntel
+
+// Zen 3 and 4 (AMD64 Architecture Programmer's Manual vol. 3, appendix E: base and extended
+// family).
+bool of_amd_family_25() {
+  const unsigned a = Cpuid(1, 0).a;
+  return made_by(0x68747541, 0x69746e65, 0x444d4163) &&  // AuthenticAMD
+         (a >> 8 & 0xf) + (a >> 20 & 0xff) == 25;
 }
 
 // AMX is asked for, not assumed: CPUID bits, palette 1 of the shape the kernels use, the state
@@ -98,11 +107,9 @@ Probe probe() {
   p.set(Isa::avx512vnni,
         avx2 && avx512 ? nullptr
                        : "the CPU or the operating system lacks AVX-512 F, DQ, BW, VL or VNNI");
-  const bool bitalg = bit(leaf7.c, 1) && bit(leaf7.c, 12) && bit(leaf7.c, 14);
-  p.set(Isa::avx512bitalg,
-        avx2 && avx512 && bitalg
-            ? nullptr
-            : "the CPU or the operating system lacks AVX-512 VNNI, VBMI, BITALG or VPOPCNTDQ");
+  p.set(Isa::avx512vbmi2, avx2 && avx512 && bit(leaf7.c, 6)
+                              ? nullptr
+                              : "the CPU or the operating system lacks AVX-512 VNNI or VBMI2");
   const bool bf16 = avx2 && avx512 && bit(leaf7_1.a, 5);
   p.set(Isa::avx512bf16, bf16 ? nullptr : "the CPU lacks AVX512-BF16 or AVX-512 VNNI");
   p.set(Isa::amx, bf16 ? probe_amx(xcr) : "AMX rows need AVX512-BF16 and AVX-512 VNNI too");
@@ -114,12 +121,13 @@ Probe probe() {
 #else
 
 bool made_by_intel() { return false; }
+bool of_amd_family_25() { return false; }
 
 Probe probe() {
   Probe p;
   p.set(Isa::generic, nullptr);
   for (Isa isa :
-       {Isa::avx2, Isa::avxvnni, Isa::avx512vnni, Isa::avx512bitalg, Isa::avx512bf16, Isa::amx}) {
+       {Isa::avx2, Isa::avxvnni, Isa::avx512vnni, Isa::avx512vbmi2, Isa::avx512bf16, Isa::amx}) {
     p.set(isa, "an x86 instruction set");
   }
 #if defined(__aarch64__)
@@ -190,6 +198,11 @@ bool isa_allowed(Isa isa) { return int(isa) <= cap().isa && isa_supported(isa); 
 bool isa_pays(Isa isa) {
   static const bool slow_dpbf16 = made_by_intel();
   return isa_allowed(isa) && !(isa == Isa::avx512bf16 && slow_dpbf16);
+}
+
+bool best_with_one_stream() {
+  static const bool best = of_amd_family_25();
+  return best;
 }
 
 Isa isa_in_use() {

@@ -57,6 +57,7 @@ py::array sums(const Array<int8_t>& a, const PackedWeight& weight, int64_t tile_
   gemm.out = out.mutable_data();
   gemm.out_ld_bytes = n * 4;
   gemm.out_dtype = DType::s32;
+  gemm.one_stream = best_with_one_stream();
   if (m > 0 && n > 0) run(gemm);
   return out;
 }
@@ -73,8 +74,8 @@ py::array run_expand_s8(const std::string& name, const Array<int8_t>& w,
   const Buffer panel = allocate(bytes);
   py::array_t<int8_t> out(std::vector<py::ssize_t>{panels_of(weight), weight.k_pad / 4, 16, 4});
   for (int64_t i = 0; i < panels_of(weight); ++i) {
-    kernel.run({masked_panel(weight, i), weight.masked_end, weight.layout == WeightLayout::sp24,
-                slices, static_cast<int8_t*>(panel.get())});
+    kernel.run(
+        {masked_panel(weight, i), weight.masked_end, slices, static_cast<int8_t*>(panel.get())});
     std::copy_n(static_cast<const int8_t*>(panel.get()), bytes, out.mutable_data() + i * bytes);
   }
   return std::move(out);

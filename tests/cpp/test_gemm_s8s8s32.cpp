@@ -64,7 +64,7 @@ struct Problem {
 struct Options {
   Activation activation = Activation::none;
   DType out_dtype = DType::s32;
-  bool bias = false, multiplier = false, residual = false;
+  bool bias = false, multiplier = false, residual = false, one_stream = false;
   int64_t begin = 0, end = -1;  // columns; -1: all
   Side side = Side::end;
 };
@@ -134,6 +134,7 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
   p.out = out.as<char>() + begin * size;
   p.out_ld_bytes = ld;
   p.out_dtype = options.out_dtype;
+  p.one_stream = options.one_stream;
   const Prepared prepared(kernel, &p, options.side);
   kernel.run(p);
 
@@ -182,6 +183,8 @@ void check_shape(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& gener
     Options options;
     options.side = side;
     CHECK(same_sums(sums, run(kernel, problem, options, {})));
+    options.one_stream = true;
+    CHECK(same_sums(sums, run(kernel, problem, options, {})));
   }
   int turn = 0;
   for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
@@ -197,6 +200,7 @@ void check_shape(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& gener
           for (bool with_multiplier : {false, true}) {
             options.multiplier = with_multiplier;
             options.side = turn++ % 2 ? Side::begin : Side::end;
+            options.one_stream = turn % 3 == 0;
             const auto want = run(generic, problem, options, residual);
             const auto got = run(kernel, problem, options, residual);
             CHECK(same_elements(want.data(), got.data(), m * n, dtype));
@@ -296,6 +300,25 @@ void check_column_range(const GemmS8S8S32Kernel& kernel) {
   }
 }
 
+// Every number of rows that some kernel takes by itself, as one stream and as several, with groups
+// of panels that end before the last and K on both sides of what decides.
+void check_few_rows(const GemmS8S8S32Kernel& kernel) {
+  for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8}) {
+    for (int64_t n : {16, 64, 77, 150}) {
+      for (int64_t k : {200, 1025, 2100}) {
+        Random random(uint64_t(m * 1009 + n + k));
+        const Problem problem(random, m, n, k);
+        const auto sums = exact_sums(problem);
+        for (bool one_stream : {false, true}) {
+          Options options;
+          options.one_stream = one_stream;
+          CHECK(same_sums(sums, run(kernel, problem, options, {})));
+        }
+      }
+    }
+  }
+}
+
 // A packed weight read from a file may start at any byte.
 void check_misaligned(const GemmS8S8S32Kernel& kernel) {
   Random random(3);
@@ -372,6 +395,7 @@ void check_kernel(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& gene
     }
   }
   results().context = std::string(kernel.name) + ", a part";
+  check_few_rows(kernel);
   check_extremes(kernel);
   check_outliers(kernel);
   check_row_range(kernel);

@@ -16,7 +16,6 @@ namespace fastinfer::cpu {
 struct ExpandS8 {
   const uint8_t* masked;  // the first slice
   const uint8_t* last;    // kReadAhead bytes from here on may be read
-  bool pairs;             // every 4 bits of a mask have 2 set: a hint
   int64_t slices;
   int8_t* out;  // 1024 bytes a slice, 64-byte aligned
 };

@@ -14,7 +14,7 @@ double macs_per_cycle(Isa isa) {
     case Isa::avx2:
     case Isa::avxvnni: return 12;
     case Isa::avx512vnni:
-    case Isa::avx512bitalg: return 15;
+    case Isa::avx512vbmi2: return 15;
     case Isa::avx512bf16:
     case Isa::amx: return 25;
     case Isa::neondot:

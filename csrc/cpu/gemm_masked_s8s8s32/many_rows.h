@@ -1,12 +1,12 @@
 // gemm_masked_s8s8s32 for many rows, with AVX-512: the blocks and tiles of gemm_s8s8s32/x86_vnni.h.
 // The first tile of a block that comes to a slice of three panels puts it together in registers
-// (expand_s8/avx512.h) and leaves it in L1 for the tiles after it. A step of that tile is 24
-// vpdpbusd, 12 cycles on two of the four vector pipes of a Zen 5; the three operands are 12 to 24
-// instructions, most of them for the other two. So of the 16 tiles of 128 rows one takes a little
-// longer, where expanding first took 5 % of the whole. Included by x86_avx512bitalg.cpp.
+// (expand_s8/vpexpandb.h) and leaves it in L1 for the tiles after it. A step of that tile is 24
+// vpdpbusd, 12 cycles on a Zen 5, 24 on a Zen 4, where its three operands take 7. So of the 16
+// tiles of 128 rows one takes a little longer: 0.98 to 1.04 times the dense weight's speed there,
+// where expanding first took 5 % of the whole. Included by x86_avx512vbmi2.cpp.
 #pragma once
 
-#include "cpu/expand_s8/avx512.h"
+#include "cpu/expand_s8/vpexpandb.h"
 #include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
 #include "cpu/gemm_s8s8s32/x86_vnni.h"
 #include "cpu/gemm_s8s8s32/x86_zmm.h"
@@ -23,12 +23,11 @@ constexpr int64_t kMaskedBytesPerK = 10;
 
 // vnni_tile, with panels that are masked: masked[j] is where panel j goes on, expanded[j] takes its
 // bytes.
-template <class Expand, int MR, int NP>
+template <int MR, int NP>
 void first_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t column,
                 const uint8_t** masked, const uint8_t* last, int8_t* expanded, int64_t k_begin,
                 int64_t k_end, int32_t* sums) {
   constexpr int kColumns = NP * kPanelColumns;
-  const Expand expand;
   const int8_t* a = p.a + row * p.k_pad + k_begin;
   __m512i acc_s32[MR][NP];
   each<MR>([&](auto i) FASTINFER_INLINE {
@@ -46,10 +45,8 @@ void first_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
     });
     for (int step = 0; step < kBlockK; step += 4, a += 4, expanded += 64) {
       __m512i b_s8[NP];
+      expand_panels<NP>(mask, value, b_s8);
       each<NP>([&](auto j) FASTINFER_INLINE {
-        b_s8[j] = expand(mask[j], value[j]);
-        value[j] += expand.count(mask[j]);
-        mask[j] += 8;
         _mm512_store_si512(expanded + j * kSlicePanelBytes, b_s8[j]);
       });
       each<MR>([&](auto i) FASTINFER_INLINE {
@@ -74,7 +71,7 @@ void first_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
 
 // All columns from `column` on in groups of NP panels, for rows in tiles of MR; then the remaining
 // panels one by one.
-template <class Expand, int MR, int NP>
+template <int MR, int NP>
 void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row, int64_t rows,
                     int64_t column) {
   const GemmS8S8S32& p = g.gemm;
@@ -92,8 +89,8 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
     int64_t k = 0;
     do {  // once at least: K = 0 has an epilogue, too
       const int64_t k_end = std::min(p.k_pad, k + kSliceK);
-      first_tile<Expand, MR, NP>(p, epilogue, row, column, masked, g.weight->masked_end, g.scratch,
-                                 k, k_end, sums);
+      first_tile<MR, NP>(p, epilogue, row, column, masked, g.weight->masked_end, g.scratch, k,
+                         k_end, sums);
       // What comes next of these panels; after their last slice, the panels after them.
       const uint8_t** ahead = k_end < p.k_pad ? masked : next;
       const int64_t lines = kSliceK * kMaskedBytesPerK / 64;
@@ -108,7 +105,7 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
     } while (k < p.k_pad);
   }
   if constexpr (NP > 1) {
-    if (column < p.n) masked_columns<Expand, MR, 1>(g, epilogue, row, rows, column);
+    if (column < p.n) masked_columns<MR, 1>(g, epilogue, row, rows, column);
   }
 }
 
@@ -116,11 +113,7 @@ template <int MR>
 void masked_block(const GemmMaskedS8S8S32& g, int mr, int64_t row, int64_t rows) {
   if (mr == MR) {
     const EpilogueFn epilogue = select_epilogue<Avx512Vec>(g.gemm);
-    if (g.weight->layout == WeightLayout::sp24) {
-      masked_columns<ExpandPairs, MR, kPanels>(g, epilogue, row, rows, 0);
-    } else {
-      masked_columns<ExpandAny, MR, kPanels>(g, epilogue, row, rows, 0);
-    }
+    masked_columns<MR, kPanels>(g, epilogue, row, rows, 0);
   } else if constexpr (MR > Zmm::kMaxRows / 2) {  // more than kMaxRows rows: no smaller tiles
     masked_block<MR - 1>(g, mr, row, rows);
   }

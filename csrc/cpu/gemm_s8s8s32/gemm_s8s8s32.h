@@ -56,6 +56,7 @@ struct GemmS8S8S32 {
   void* out;
   int64_t out_ld_bytes;
   DType out_dtype;
+  bool one_stream;  // best_with_one_stream of arch.h: a hint where there are few rows
 };
 
 using GemmS8S8S32Fn = void (*)(const GemmS8S8S32&);

@@ -30,11 +30,12 @@ constexpr int64_t kAheadBytes = 2048;  // of a panel
 
 // Multiply-adds of K in [k_begin, k_end) for MR rows and NP panels, `panel_bytes` apart and given
 // from k_begin on. sums[MR][NP * 16] hold those of smaller k and take the result, but for the last
-// slice, whose result goes through the epilogue. kAhead: asks for each panel's next bytes.
+// slice, whose result goes through the epilogue. kAhead: asks for each panel's next bytes. Not
+// inlined: where GCC 12 does, it may leave the sums in memory, which takes twice as long.
 template <class R, int MR, int NP, bool kAhead>
-void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t column,
-               const int8_t* b, int64_t panel_bytes, int64_t k_begin, int64_t k_end,
-               int32_t* sums) {
+__attribute__((noinline)) void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row,
+                                         int64_t column, const int8_t* b, int64_t panel_bytes,
+                                         int64_t k_begin, int64_t k_end, int32_t* sums) {
   constexpr int kRegs = 64 / int(sizeof(typename R::reg));  // registers a panel
   constexpr int kLanes = 16 / kRegs;
   constexpr int kColumns = NP * kPanelColumns;
@@ -107,8 +108,9 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
                   int64_t column) {
   // Where there are two tiles or more, they are at least half as tall as the tallest.
   constexpr int64_t kTiles = MR >= R::kMaxRows / 2 ? kBlockRows / MR : 1;
-  // The prefetchers do well with the many panels that one or two rows take.
+  // The prefetchers do well with the many panels that one or two rows take; some with fewer, too.
   constexpr bool kFewStreams = MR > 2;
+  const bool ahead = kFewStreams && rows <= 2 * MR && (rows > 6 || !p.one_stream);
   alignas(64) int32_t sums[kTiles * MR * NP * kPanelColumns];
   const int64_t slice = rows > MR ? kSliceK : std::max<int64_t>(p.k_pad, 1);
   for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
@@ -119,7 +121,7 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
       const int64_t panel_bytes = kPanelColumns * p.k_pad;
       for (int64_t i = 0; i < rows; i += MR) {
         int32_t* tile_sums = sums + i * NP * kPanelColumns;
-        if (kFewStreams && rows <= 2 * MR) {
+        if (ahead) {
           vnni_tile<R, MR, NP, kFewStreams>(p, epilogue, row + i, column, b, panel_bytes, k, k_end,
                                             tile_sums);
           continue;

@@ -35,7 +35,7 @@ struct Zmm {
   using reg = __m512i;
   using Vec = Avx512Vec;
   static constexpr int kMaxRows = 8;
-  static constexpr int panels(int mr) { return mr <= 2 ? 8 : mr <= 4 ? 6 : mr <= 6 ? 4 : 3; }
+  static constexpr int panels(int mr) { return mr <= 2 ? 8 : mr <= 6 ? 4 : 3; }
 
   static reg load(const void* p) { return _mm512_loadu_si512(p); }
   static void store(void* p, reg v) { _mm512_storeu_si512(p, v); }
