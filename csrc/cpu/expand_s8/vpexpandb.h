@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "cpu/vec/avx512.h"
+
 namespace fastinfer::cpu {
 namespace {
 
@@ -75,7 +77,7 @@ void expand_steps(const uint8_t*& mask, const uint8_t*& value, __m512i (&out)[N]
   __mmask64 bits[N];
   for (int i = 0; i < N; ++i) {
     bits[i] = load_mask(mask);
-    out[i] = _mm512_loadu_si512(value);
+    out[i] = load_in_order(value);
     value += count_bits(mask);
     mask += 8;
   }

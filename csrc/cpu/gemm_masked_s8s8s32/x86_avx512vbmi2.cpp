@@ -3,8 +3,8 @@
 //
 // The vpdpbusd operand of 4 of K of one panel is put together from 8 bytes of mask and up to 64 of
 // values, four steps at once (expand_s8/vpexpandb.h). Overflow: none, as in gemm_s8s8s32.h. One row
-// on Zen 4: 3.6 cycles a step from L1 (vpexpandb 1.5, kmovq 0.8 and vpdpbusd 1 add up), 4.1 to 4.5
-// from memory, where 2:4 weights take 5 to 5.4.
+// on Zen 4: 3.6 cycles a step from L1 (vpexpandb 1.5, kmovq 0.8 and vpdpbusd 1 add up), 5 of a
+// bitmask (density 0.3) and 5.5 of 2:4 weights from memory, where a dense weight takes 7.3.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -19,8 +19,6 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int kMaxRows = int(kFewMaskedRows);
-// kAhead: asks for the bytes ahead.
-template <bool kAhead>
 struct MaskedStream {
   const uint8_t* value;
   const uint8_t* last;
@@ -30,10 +28,8 @@ struct MaskedStream {
     value = mask + kMaskBytes;
   }
   void next(__m512i (&b_s8)[kSteps]) {
-    if (kAhead) {
-      __builtin_prefetch(value + kStreamAheadBytes);
-      __builtin_prefetch(value + kStreamAheadBytes + 64);
-    }
+    __builtin_prefetch(value + kStreamAheadBytes);
+    __builtin_prefetch(value + kStreamAheadBytes + 64);
     expand_steps(mask, value, b_s8);
   }
 };
@@ -46,38 +42,26 @@ void interleave_rows(const GemmS8S8S32& p, int8_t* to) {
   }
 }
 
-template <int MR, bool kAhead>
-void masked_columns_of_rows(const GemmMaskedS8S8S32& g) {
+template <int MR>
+void masked_rows(const GemmMaskedS8S8S32& g) {
+  if constexpr (MR > 1) {
+    if (g.gemm.m < MR) return masked_rows<MR - 1>(g);
+  }
+  interleave_rows(g.gemm, g.scratch);
   stream_columns<MR>(
       g.gemm,
       [&](int64_t column) {
-        return MaskedStream<kAhead>{masked_panel(*g.weight, g.panel + column / kPanelColumns),
-                                    g.weight->masked_end};
+        const int64_t panel = g.panel + column / kPanelColumns;
+        return MaskedStream{masked_panel(*g.weight, panel), g.weight->masked_end};
       },
       [&](int64_t k, int64_t i) { return g.scratch + k * MR + 4 * i; });
-}
-
-template <int MR>
-void masked_rows(const GemmMaskedS8S8S32& g) {
-  if (g.gemm.m == MR) {
-    interleave_rows(g.gemm, g.scratch);
-    // With one row, prefetchers that follow a stream do better alone, if a step reads as little as
-    // it does of a bitmask: 0.92 of the time on Zen 4. With more they fall behind.
-    if constexpr (MR == 1) {
-      if (g.gemm.one_stream && g.weight->layout == WeightLayout::bitmask) {
-        return masked_columns_of_rows<MR, false>(g);
-      }
-    }
-    masked_columns_of_rows<MR, true>(g);
-  } else if constexpr (MR > 1) {
-    masked_rows<MR - 1>(g);
-  }
 }
 
 }  // namespace
 
 void gemm_masked_s8s8s32_8x48x4_avx512vbmi2(const GemmMaskedS8S8S32& g) {
-  g.gemm.m <= kFewMaskedRows ? masked_rows<kMaxRows>(g) : many_masked_rows(g);
+  const bool few = g.gemm.m > 0 && g.gemm.m <= kFewMaskedRows;
+  few ? masked_rows<kMaxRows>(g) : many_masked_rows(g);
 }
 
 }  // namespace fastinfer::cpu

@@ -25,7 +25,7 @@ struct DenseStream {
   void next(__m512i (&b_s8)[kSteps]) {
     each<kSteps>([&](auto j) FASTINFER_INLINE {
       if (kAhead) __builtin_prefetch(b + kStreamAheadBytes + 64 * j);
-      b_s8[j] = _mm512_loadu_si512(b + 64 * j);
+      b_s8[j] = load_in_order(b + 64 * j);
     });
     b += 64 * kSteps;
   }

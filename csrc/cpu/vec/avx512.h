@@ -10,6 +10,18 @@
 namespace fastinfer::cpu {
 namespace {
 
+// A load that stays in its place among others of these: GCC reorders loads, and prefetchers follow
+// a stream from memory best when its lines come in order (a dense weight with one row on Zen 4: 33
+// GB/s instead of 28).
+inline __m512i load_in_order(const void* p) {
+  struct __attribute__((packed, may_alias)) Line {
+    uint8_t bytes[64];
+  };
+  __m512i v;
+  __asm__ volatile("vmovdqu64 %1, %0" : "=v"(v) : "m"(*static_cast<const Line*>(p)));
+  return v;
+}
+
 struct Avx512Vec {
   using F = __m512;
   static constexpr int width = 16;
