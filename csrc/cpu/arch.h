@@ -42,10 +42,9 @@ FASTINFER_API bool isa_allowed(Isa isa);
 // Zen 4 and 5 it takes 1.
 FASTINFER_API bool isa_pays(Isa isa);
 
-// Whether this CPU reads most from memory as a single stream that is left to its prefetchers, where
-// others do better with several, or where the program asks ahead. So on AMD's family 25: a Zen 4
-// reads weights at 37 GB/s by one panel at a time, 30 by eight, 30 to 34 by one that is asked for
-// ahead. Other CPUs keep what was measured on them, or on their like: several.
+// Whether this CPU reads weights fastest as a single stream, where others do better with several.
+// So on AMD's family 25: with one row a Zen 4 reads 33 GB/s by one panel at a time, 25 to 28 by
+// eight. Other CPUs keep what was measured on them, or on their like: several.
 FASTINFER_API bool best_with_one_stream();
 
 // Caps selection at `name` ("" lifts the cap). Returns false, changing nothing, if it is unknown.
