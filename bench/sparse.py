@@ -5,12 +5,13 @@ python bench/sparse.py --shapes 768x3072 --rows 1,128 --threads 1 --csv sparse.c
 
 Weights: Gaussian, then 2 of 4 zero ("2:4"), 70 % zero anywhere ("bitmask"), or 90 % of the tiles
 of 16 x 64 zero ("tiles"), chosen at random; "dense" is all of them, in int8. Every layer quantises
-its input. With one row the weights are rotated through copies enough to leave the caches, with more
-they are hot. Before it is timed, a layer is compared bit for bit with dense int8 on the same zeros.
+its input. With one row each weight is rotated through copies enough to leave the caches, with more
+it is hot. Before it is timed, a layer is compared bit for bit with dense int8 on the same zeros.
 Peers, from 128 rows on: torch's linear on a BSR weight in float32, and dense peers of linear.py.
 """
 
 import argparse
+import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,8 @@ STRUCTURES = {
     "bitmask": Unstructured(0.3),
     "tiles": BlockSparse((16, 64), 0.9),
 }
-ROTATED_BYTES = 100 << 20  # of the smallest weight, all copies together: more than any L3 here
+# Of each weight, all copies together: several times an L3, which keeps some of what passes it.
+ROTATED_BYTES = 256 << 20
 PEERS = ["torch_bf16", "torch_ao_onednn", "onnxruntime", "openvino_static"]
 FEW, MANY = 1, 128  # rows of the requirements
 
@@ -82,13 +84,11 @@ def measure(
     weights = {"dense": weight} | {name: zeroed(weight, name) for name in STRUCTURES}
     for name in STRUCTURES:
         check(weights[name], bias, name, x)
-    copies = 1
-    if m < MANY:
-        smallest = min(layer(w, bias, name).weight_packed.nbytes for name, w in weights.items())
-        copies = min(40, -(-ROTATED_BYTES // smallest))
-    candidates = {}
+    candidates, copies = {}, {}
     for name, w in weights.items():
-        layers = [layer(w, bias, name) for _ in range(copies)]
+        first = layer(w, bias, name)
+        copies[name] = 1 if m >= MANY else -(-ROTATED_BYTES // first.weight_packed.nbytes)
+        layers = [copy.deepcopy(first) for _ in range(copies[name])]
         to_huge_pages_(layers)  # where those of a model are
         candidates[name] = Candidate(rotating(layers, x))
     kinds = dict.fromkeys(candidates, "ours")
@@ -104,7 +104,7 @@ def measure(
         yield as_record(
             *("sparse", name, timing),
             **{"kind": kinds[name], "threads": threads, "m": m, "k": k, "n": n},
-            **{"weights": "hot" if copies == 1 else "rotated", "copies": copies},
+            **{"weights": "hot" if m >= MANY else "rotated", "copies": copies.get(name, 1)},
             value=2.0 * m * k * n / timing.median,
         )
 

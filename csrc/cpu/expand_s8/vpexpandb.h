@@ -71,14 +71,15 @@ void expand_panels(const uint8_t* (&mask)[N], const uint8_t* (&value)[N], __m512
   vpexpandb<N>(out, bits);
 }
 
-// The next N times 64 bytes of one panel.
-template <int N>
+// The next N times 64 bytes of one panel. kPairs: each is of 32 values, as in sp24, so that none
+// has to be counted and less to be read.
+template <int N, bool kPairs = false>
 void expand_steps(const uint8_t*& mask, const uint8_t*& value, __m512i (&out)[N]) {
   __mmask64 bits[N];
   for (int i = 0; i < N; ++i) {
     bits[i] = load_mask(mask);
-    out[i] = load_in_order(value);
-    value += count_bits(mask);
+    out[i] = kPairs ? load_half_in_order(value) : load_in_order(value);
+    value += kPairs ? 32 : count_bits(mask);
     mask += 8;
   }
   vpexpandb<N>(out, bits);

@@ -3,8 +3,8 @@
 //
 // The vpdpbusd operand of 4 of K of one panel is put together from 8 bytes of mask and up to 64 of
 // values, four steps at once (expand_s8/vpexpandb.h). Overflow: none, as in gemm_s8s8s32.h. One row
-// on Zen 4: 3.6 cycles a step from L1 (vpexpandb 1.5, kmovq 0.8 and vpdpbusd 1 add up), 5 of a
-// bitmask (density 0.3) and 5.5 of 2:4 weights from memory, where a dense weight takes 7.3.
+// on Zen 4: 3.6 cycles a step from L1 (vpexpandb 1.5, kmovq 0.8 and vpdpbusd 1 add up), 5 from
+// memory, where a dense weight takes 7.4.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -19,6 +19,8 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int kMaxRows = int(kFewMaskedRows);
+// kPairs: the weight is sp24.
+template <bool kPairs>
 struct MaskedStream {
   const uint8_t* value;
   const uint8_t* last;
@@ -30,7 +32,7 @@ struct MaskedStream {
   void next(__m512i (&b_s8)[kSteps]) {
     __builtin_prefetch(value + kStreamAheadBytes);
     __builtin_prefetch(value + kStreamAheadBytes + 64);
-    expand_steps(mask, value, b_s8);
+    expand_steps<kSteps, kPairs>(mask, value, b_s8);
   }
 };
 
@@ -42,17 +44,17 @@ void interleave_rows(const GemmS8S8S32& p, int8_t* to) {
   }
 }
 
-template <int MR>
+template <int MR, bool kPairs>
 void masked_rows(const GemmMaskedS8S8S32& g) {
   if constexpr (MR > 1) {
-    if (g.gemm.m < MR) return masked_rows<MR - 1>(g);
+    if (g.gemm.m < MR) return masked_rows<MR - 1, kPairs>(g);
   }
   interleave_rows(g.gemm, g.scratch);
   stream_columns<MR>(
       g.gemm,
       [&](int64_t column) {
         const int64_t panel = g.panel + column / kPanelColumns;
-        return MaskedStream{masked_panel(*g.weight, panel), g.weight->masked_end};
+        return MaskedStream<kPairs>{masked_panel(*g.weight, panel), g.weight->masked_end};
       },
       [&](int64_t k, int64_t i) { return g.scratch + k * MR + 4 * i; });
 }
@@ -61,7 +63,9 @@ void masked_rows(const GemmMaskedS8S8S32& g) {
 
 void gemm_masked_s8s8s32_8x48x4_avx512vbmi2(const GemmMaskedS8S8S32& g) {
   const bool few = g.gemm.m > 0 && g.gemm.m <= kFewMaskedRows;
-  few ? masked_rows<kMaxRows>(g) : many_masked_rows(g);
+  if (!few) return many_masked_rows(g);
+  const bool pairs = g.weight->layout == WeightLayout::sp24;
+  pairs ? masked_rows<kMaxRows, true>(g) : masked_rows<kMaxRows, false>(g);
 }
 
 }  // namespace fastinfer::cpu
