@@ -18,6 +18,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from fastinfer.huge_pages import mapped
+
 SOURCE = Path(__file__).parent / "native" / "roofline.cpp"
 LOOPS = ("amx_int8", "avx512_vnni", "avx512_fma", "avx2_madd", "avx2_fma")
 LEVELS = {"L2": 1 << 20, "L3": 64 << 20, "DRAM": 1 << 30}  # bytes that each thread reads
@@ -96,7 +98,7 @@ def peak(name: str, seconds: float = 0.2) -> float:
     return best
 
 
-def reader(data: Tensor, threads: int, chunk: int = 64 << 20) -> tuple[Callable[[], int], int]:
+def reader(data: Tensor, threads: int, chunk: int = 256 << 20) -> tuple[Callable[[], int], int]:
     """Streaming reads of `data` as a candidate for interleaved timing.
 
     Returns a callable that reads the next `chunk` bytes with `threads` threads, going round `data`
@@ -139,5 +141,7 @@ def measure(threads: tuple[int, ...] = (1, 2), seconds: float = 0.2) -> Roofline
 
 
 def random_bytes(count: int) -> Tensor:
-    """`count` random bytes to read, aligned as torch aligns."""
-    return torch.randint(0, 1 << 62, (count // 8,), dtype=torch.int64)
+    """`count` random bytes to read, on huge pages as the weights of a model are."""
+    memory, begin = mapped(count)
+    words = torch.frombuffer(memory, dtype=torch.int64, count=count // 8, offset=begin)
+    return words.random_()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import roofline
+from fastinfer.huge_pages import to_huge_pages_
 from fastinfer.nn import QuantizedLinear
 from machine import set_threads
 from peers import Peer, make_linear
@@ -226,11 +227,11 @@ def bandwidth(options: Options, total: int = 1 << 30) -> Iterator[Record]:
     for k, n in options.shapes:
         state, x = our_layer(k, n).state_dict(), torch.randn(1, k)
         copies = -(-total // (k * n))
-        runs = []
-        for _ in range(copies):
-            layer = QuantizedLinear(k, n)
+        layers = [QuantizedLinear(k, n) for _ in range(copies)]
+        for layer in layers:
             layer.load_state_dict(state)
-            runs.append(partial(layer, x))
+        to_huge_pages_(layers)  # where those of a model are
+        runs = [partial(layer, x) for layer in layers]
         for threads in options.threads:
             set_threads(threads)
             read, chunk = roofline.reader(data, threads)
@@ -238,7 +239,7 @@ def bandwidth(options: Options, total: int = 1 << 30) -> Iterator[Record]:
                 {OURS: Candidate(_rotate(runs), "openmp"), "read": Candidate(read, "read")},
                 seconds=options.seconds,
                 least_samples=15,
-                sample_seconds=4e-3,  # about as long as one read
+                sample_seconds=8e-3,  # about as long as one read
                 hopeless=float("inf"),
                 settle=settle(threads),
             )

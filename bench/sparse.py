@@ -75,7 +75,12 @@ def torch_bsr(weight: Tensor, bias: Tensor, x: Tensor) -> Callable[[], Tensor]:
 
 
 def measure(
-    shape: tuple[int, int], m: int, threads: int, seconds: float, rivals: Iterable[Peer]
+    shape: tuple[int, int],
+    m: int,
+    threads: int,
+    seconds: float,
+    rivals: Iterable[Peer],
+    rotated_bytes: int = ROTATED_BYTES,
 ) -> Iterator[Record]:
     machine.set_threads(threads)
     k, n = shape
@@ -87,7 +92,7 @@ def measure(
     candidates, copies = {}, {}
     for name, w in weights.items():
         first = layer(w, bias, name)
-        copies[name] = 1 if m >= MANY else -(-ROTATED_BYTES // first.weight_packed.nbytes)
+        copies[name] = 1 if m >= MANY else -(-rotated_bytes // first.weight_packed.nbytes)
         layers = [copy.deepcopy(first) for _ in range(copies[name])]
         to_huge_pages_(layers)  # where those of a model are
         candidates[name] = Candidate(rotating(layers, x))

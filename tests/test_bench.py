@@ -221,9 +221,10 @@ def test_sparse_figures_are_over_the_dense_layer_and_the_right_peers() -> None:
 
 def test_a_tiny_run_of_sparse_layers() -> None:
     with torch.inference_mode():
-        few, many = (list(sparse.measure((64, 48), m, 1, 0.01, [])) for m in (1, 128))
+        few, many = (list(sparse.measure((256, 192), m, 1, 0.01, [], 1 << 20)) for m in (1, 128))
     assert [r.candidate for r in few] == ["dense", "2:4", "bitmask", "tiles"]
-    assert {r.copies for r in few} == {40}
+    copies = {r.candidate: r.copies for r in few}
+    assert copies["tiles"] > copies["bitmask"] > copies["2:4"] > copies["dense"] > 1
     assert [r.candidate for r in many] == ["dense", "2:4", "bitmask", "tiles", "torch BSR"]
 
 

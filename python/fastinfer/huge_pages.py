@@ -37,7 +37,7 @@ def to_huge_pages_(modules: Iterable[nn.Module]) -> None:
         sizes = [_padded(sharing[0].weight_packed) for sharing in group]
         if sum(sizes) < HUGE_PAGE:
             continue
-        memory, begin = _mapped(sum(sizes))
+        memory, begin = mapped(sum(sizes))
         for sharing, offset in zip(group, accumulate(sizes, initial=begin), strict=False):
             old = sharing[0].weight_packed
             with torch.inference_mode(False):
@@ -67,7 +67,7 @@ def _padded(weight: Tensor) -> int:
     return -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _mapped(size: int) -> tuple[mmap.mmap, int]:
+def mapped(size: int) -> tuple[mmap.mmap, int]:
     """Memory of so many bytes, and where in it the first huge page begins; what is never touched
     takes no memory."""
     memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
