@@ -13,8 +13,9 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +37,8 @@ class Peer:
     prepare: Prepare
     needs: tuple[str, ...] = ()  # modules of the extra fastinfer[bench]
     note: str = ""
+    # Brings opened layers together as those of a model are.
+    gather: Callable[[Sequence[Callable[[], Any]]], None] | None = None
 
     def missing(self) -> list[str]:
         """The modules it needs that are not installed."""
@@ -54,10 +57,15 @@ def fastinfer_int8(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
     from fastinfer.nn import QuantizedLinear
 
     def open_layer(x: Tensor, threads: int, alone: bool = True) -> Callable[[], Tensor]:
-        layer = QuantizedLinear.from_linear(make_linear(weight, bias))
-        return lambda: layer(x)
+        return partial(QuantizedLinear.from_linear(make_linear(weight, bias)), x)
 
     return open_layer
+
+
+def to_huge_pages(opened: Sequence[Callable[[], Any]]) -> None:
+    from fastinfer.huge_pages import to_huge_pages_
+
+    to_huge_pages_([run.func for run in opened if isinstance(run, partial)])
 
 
 def torch_fp32(weight: Tensor, bias: Tensor, sample: Tensor) -> Open:
@@ -254,7 +262,7 @@ NNCF = ("openvino", "nncf")
 
 # Candidates of one pool stand together: timing pauses where the pool changes.
 PEERS = (
-    Peer("fastinfer", "ours", "openmp", fastinfer_int8),
+    Peer("fastinfer", "ours", "openmp", fastinfer_int8, gather=to_huge_pages),
     Peer("torch_fp32", "fp32", "openmp", torch_fp32, note="nn.Linear"),
     Peer("torch_bf16", "bf16", "openmp", torch_bf16, note="bf16 weights, x cast in and y out"),
     Peer("torch_ao_onednn", "int8", "openmp", torch_ao("onednn"), note="quantize_dynamic"),

@@ -105,6 +105,8 @@ def _linear(
             candidates, errors, left_out = {}, {}, []
             for peer in options.peers:
                 layers = [opens[peer.name](x, threads, copies == 1) for _ in range(copies)]
+                if copies > 1 and peer.gather is not None:
+                    peer.gather(layers)
                 error = relative_error(layers[-1](), x, weight, bias)
                 if not error <= ERROR_LIMIT[peer.kind]:
                     left_out.append(f"{peer.name} wrong by {error:.3g}")
