@@ -232,7 +232,7 @@ void fastinfer_copy_once(char* to, const char* from, int64_t bytes, int threads)
 
 // Bytes a second that `threads` threads read together, each streaming over its own share of
 // `bytes` (a multiple of 4096 * threads) again and again for `seconds`. The buffer is one
-// allocation of ordinary pages, as the weights of a model are. 0 if it cannot be had.
+// allocation of ordinary pages. 0 if it cannot be had.
 double fastinfer_read_bandwidth(int64_t bytes, int threads, double seconds) {
   const Read read = widest_read();
   const int64_t share = bytes / threads / 4096 * 4096;

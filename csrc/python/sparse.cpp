@@ -57,7 +57,6 @@ py::array sums(const Array<int8_t>& a, const PackedWeight& weight, int64_t tile_
   gemm.out = out.mutable_data();
   gemm.out_ld_bytes = n * 4;
   gemm.out_dtype = DType::s32;
-  gemm.one_stream = best_with_one_stream();
   if (m > 0 && n > 0) run(gemm);
   return out;
 }

@@ -351,14 +351,11 @@ void check_masked(const GemmMaskedS8S8S32Kernel& kernel) {
       dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
   for (WeightLayout layout : {WeightLayout::sp24, WeightLayout::bitmask}) {
     for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 17, 39, 128, 130, 201}) {
-      for (bool one_stream : {false, true}) {
-        check_sums(kernel.name, layout, m, companion->tile_rows, companion->flip,
-                   [&](GemmS8S8S32 p, const PackedWeight& weight, int64_t panel) {
-                     p.one_stream = one_stream;
-                     const Guarded scratch(masked_scratch_bytes(m, weight.k_pad), Side::end);
-                     kernel.run({p, &weight, panel, scratch.as<int8_t>()});
-                   });
-      }
+      check_sums(kernel.name, layout, m, companion->tile_rows, companion->flip,
+                 [&](const GemmS8S8S32& p, const PackedWeight& weight, int64_t panel) {
+                   const Guarded scratch(masked_scratch_bytes(m, weight.k_pad), Side::end);
+                   kernel.run({p, &weight, panel, scratch.as<int8_t>()});
+                 });
     }
   }
 }

@@ -9,9 +9,11 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 
-#include "cpu/vec/avx512.h"
+#include "cpu/gemm_s8s8s32/pack.h"
+#include "cpu/vec/avx512_stream.h"
 
 namespace fastinfer::cpu {
 namespace {
@@ -58,32 +60,46 @@ void vpexpandb(__m512i (&v)[N], const __mmask64 (&mask)[N]) {
   }
 }
 
-// The next 64 bytes of N panels: mask[i] and value[i] say where panel i goes on, and move.
+// The next 64 bits of a mask and the values that they place; both pointers go on. kPairs: there are
+// 32 values, as in sp24, so that none has to be counted and less to be read.
+template <bool kPairs>
+void take_masked(const uint8_t*& mask, const uint8_t*& value, __mmask64& bits, __m512i& values) {
+  bits = load_mask(mask);
+  values = kPairs ? load_half_in_order(value) : load_in_order(value);
+  value += kPairs ? 32 : count_bits(mask);
+  mask += 8;
+}
+
+// The next 64 bytes of N panels: mask[i] and value[i] say where panel i goes on.
 template <int N>
 void expand_panels(const uint8_t* (&mask)[N], const uint8_t* (&value)[N], __m512i (&out)[N]) {
   __mmask64 bits[N];
-  for (int i = 0; i < N; ++i) {
-    bits[i] = load_mask(mask[i]);
-    out[i] = _mm512_loadu_si512(value[i]);
-    value[i] += count_bits(mask[i]);
-    mask[i] += 8;
-  }
+  for (int i = 0; i < N; ++i) take_masked<false>(mask[i], value[i], bits[i], out[i]);
   vpexpandb<N>(out, bits);
 }
 
-// The next N times 64 bytes of one panel. kPairs: each is of 32 values, as in sp24, so that none
-// has to be counted and less to be read.
-template <int N, bool kPairs = false>
-void expand_steps(const uint8_t*& mask, const uint8_t*& value, __m512i (&out)[N]) {
-  __mmask64 bits[N];
-  for (int i = 0; i < N; ++i) {
-    bits[i] = load_mask(mask);
-    out[i] = kPairs ? load_half_in_order(value) : load_in_order(value);
-    value += kPairs ? 32 : count_bits(mask);
-    mask += 8;
+// Masked slices one after another, from the one at `value` on; none begins after `last`.
+template <bool kPairs>
+struct MaskedStream {
+  const uint8_t* value;
+  const uint8_t* last;
+  const uint8_t* mask = nullptr;
+
+  // Comes to the next slice.
+  void slice() {
+    mask = std::min(value, last);
+    value = mask + kMaskBytes;
   }
-  vpexpandb<N>(out, bits);
-}
+  // The next N times 64 bytes of it.
+  template <int N>
+  void next(__m512i (&out)[N]) {
+    __builtin_prefetch(value + kStreamAheadBytes);
+    __builtin_prefetch(value + kStreamAheadBytes + 64);
+    __mmask64 bits[N];
+    for (int i = 0; i < N; ++i) take_masked<kPairs>(mask, value, bits[i], out[i]);
+    vpexpandb<N>(out, bits);
+  }
+};
 
 }  // namespace
 }  // namespace fastinfer::cpu

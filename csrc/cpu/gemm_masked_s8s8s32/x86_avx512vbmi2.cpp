@@ -7,7 +7,7 @@
 // memory, where a dense weight takes 7.4.
 #include <immintrin.h>
 
-#include <algorithm>
+#include <cstring>
 
 #include "cpu/expand_s8/vpexpandb.h"
 #include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
@@ -19,22 +19,6 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int kMaxRows = int(kFewMaskedRows);
-// kPairs: the weight is sp24.
-template <bool kPairs>
-struct MaskedStream {
-  const uint8_t* value;
-  const uint8_t* last;
-  const uint8_t* mask = nullptr;
-  void slice() {
-    mask = std::min(value, last);
-    value = mask + kMaskBytes;
-  }
-  void next(__m512i (&b_s8)[kSteps]) {
-    __builtin_prefetch(value + kStreamAheadBytes);
-    __builtin_prefetch(value + kStreamAheadBytes + 64);
-    expand_steps<kSteps, kPairs>(mask, value, b_s8);
-  }
-};
 
 // The rows of A side by side, 4 bytes of each in turn: a step reads one place, and rows that are a
 // multiple of 4 KiB apart do not push each other out of L1.
@@ -44,19 +28,24 @@ void interleave_rows(const GemmS8S8S32& p, int8_t* to) {
   }
 }
 
+// kPairs: the weight is sp24.
 template <int MR, bool kPairs>
 void masked_rows(const GemmMaskedS8S8S32& g) {
   if constexpr (MR > 1) {
     if (g.gemm.m < MR) return masked_rows<MR - 1, kPairs>(g);
   }
-  interleave_rows(g.gemm, g.scratch);
+  const int8_t* a = g.gemm.a;
+  if constexpr (MR > 1) {
+    interleave_rows(g.gemm, g.scratch);
+    a = g.scratch;
+  }
   stream_columns<MR>(
       g.gemm,
       [&](int64_t column) {
         const int64_t panel = g.panel + column / kPanelColumns;
         return MaskedStream<kPairs>{masked_panel(*g.weight, panel), g.weight->masked_end};
       },
-      [&](int64_t k, int64_t i) { return g.scratch + k * MR + 4 * i; });
+      [&](int64_t k, int64_t i) { return a + k * MR + 4 * i; });
 }
 
 }  // namespace

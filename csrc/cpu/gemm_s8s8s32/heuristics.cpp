@@ -113,7 +113,6 @@ LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, const W
   if (kinds.only_bsr) plan.bsr = select_gemm_bsr_s8s8s32(plan.gemm->isa);
   plan.tile_rows = plan.bsr != nullptr ? plan.bsr->tile_rows : plan.gemm->tile_rows;
   plan.flip = plan.bsr != nullptr ? plan.bsr->flip : plan.gemm->flip;
-  plan.one_stream = best_with_one_stream();
   const Isa isa = plan.gemm->isa;
   const int64_t rows = std::max<int64_t>(1, (m + kRowStep - 1) / kRowStep);
   const int64_t panels = std::max<int64_t>(1, (n + kPanelColumns - 1) / kPanelColumns);

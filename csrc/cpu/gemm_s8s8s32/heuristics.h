@@ -20,7 +20,6 @@ struct LinearPlan {
   const GemmBsrS8S8S32Kernel* bsr;        // for tiles; null: gather first
   int64_t tile_rows;                      // layout of A
   uint8_t flip;
-  bool one_stream;           // GemmS8S8S32's
   int64_t mc;                // rows quantised and multiplied at a time
   int64_t tasks_m, tasks_n;  // the grid of tasks, tasks_m * tasks_n <= threads
 };

@@ -11,6 +11,7 @@
 #include "cpu/gemm_s8s8s32/x86_one_stream.h"
 #include "cpu/gemm_s8s8s32/x86_vnni.h"
 #include "cpu/gemm_s8s8s32/x86_zmm.h"
+#include "cpu/vec/avx512_stream.h"
 
 namespace fastinfer::cpu {
 
@@ -49,7 +50,8 @@ constexpr int64_t kStreamRowBytes = 8 << 10;  // of A, with more rows: a quarter
 void gemm_s8s8s32_8x48x4_avx512vnni(const GemmS8S8S32& p) {
   const bool few =
       p.m > 0 && p.m <= Zmm::kMaxRows && (p.m <= kStreamRows || p.m * p.k_pad <= kStreamRowBytes);
-  p.one_stream&& few ? one_stream<Zmm::kMaxRows>(p) : vnni_gemm<Zmm>(p);
+  if (p.one_stream && few) return one_stream<Zmm::kMaxRows>(p);
+  vnni_gemm<Zmm>(p);
 }
 
 }  // namespace fastinfer::cpu

@@ -17,8 +17,7 @@
 namespace fastinfer::cpu {
 namespace {
 
-constexpr int kSteps = 4;                    // that are read together
-constexpr int64_t kStreamAheadBytes = 8192;  // in a stream: prefetchers stop at the end of a page
+constexpr int kSteps = 4;  // that are read together
 // That go through the epilogue together. Its vectors are small streams of their own, which no
 // prefetcher knows yet: they are asked for when the first of these panels begins.
 constexpr int64_t kGroupPanels = 4;

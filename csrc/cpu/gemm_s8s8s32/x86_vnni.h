@@ -28,6 +28,7 @@ namespace {
 
 constexpr int64_t kBlockRows = 128, kSliceK = 384;
 constexpr int64_t kAheadBytes = 2048;  // of a panel
+constexpr int64_t kUnaskedRows = 6;    // so few need not ask where one_stream says so
 
 // Multiply-adds of K in [k_begin, k_end) for MR rows and NP panels, `panel_bytes` apart and given
 // from k_begin on. sums[MR][NP * 16] hold those of smaller k and take the result, but for the last
@@ -111,7 +112,7 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
   constexpr int64_t kTiles = MR >= R::kMaxRows / 2 ? kBlockRows / MR : 1;
   // The prefetchers do well with the many panels that one or two rows take; some with fewer, too.
   constexpr bool kFewStreams = MR > 2;
-  const bool ahead = kFewStreams && rows <= 2 * MR && (rows > 6 || !p.one_stream);
+  const bool ahead = kFewStreams && rows <= 2 * MR && (rows > kUnaskedRows || !p.one_stream);
   alignas(64) int32_t sums[kTiles * MR * NP * kPanelColumns];
   const int64_t slice = rows > MR ? kSliceK : std::max<int64_t>(p.k_pad, 1);
   for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
