@@ -79,8 +79,12 @@ void expand_panels(const uint8_t* (&mask)[N], const uint8_t* (&value)[N], __m512
 }
 
 // Masked slices one after another, from the one at `value` on; none begins after `last`.
+//
+// They ask for what comes kAheadBytes later. On Zen 4, from memory, one row, 3072 x 768: 2:4 49 us,
+// 53 with 8192 or 2048 bytes; 30 % of single weights 43, 48 with 8192, 46 with 1024.
 template <bool kPairs>
 struct MaskedStream {
+  static constexpr int64_t kAheadBytes = kPairs ? 4096 : 3072;
   const uint8_t* value;
   const uint8_t* last;
   const uint8_t* mask = nullptr;
@@ -93,8 +97,8 @@ struct MaskedStream {
   // The next N times 64 bytes of it.
   template <int N>
   void next(__m512i (&out)[N]) {
-    __builtin_prefetch(value + kStreamAheadBytes);
-    __builtin_prefetch(value + kStreamAheadBytes + 64);
+    __builtin_prefetch(value + kAheadBytes);
+    __builtin_prefetch(value + kAheadBytes + 64);
     __mmask64 bits[N];
     for (int i = 0; i < N; ++i) take_masked<kPairs>(mask, value, bits[i], out[i]);
     vpexpandb<N>(out, bits);

@@ -39,13 +39,9 @@ void masked_rows(const GemmMaskedS8S8S32& g) {
     interleave_rows(g.gemm, g.scratch);
     a = g.scratch;
   }
-  stream_columns<MR>(
-      g.gemm,
-      [&](int64_t column) {
-        const int64_t panel = g.panel + column / kPanelColumns;
-        return MaskedStream<kPairs>{masked_panel(*g.weight, panel), g.weight->masked_end};
-      },
-      [&](int64_t k, int64_t i) { return a + k * MR + 4 * i; });
+  stream_columns<MR>(g.gemm,
+                     MaskedStream<kPairs>{masked_panel(*g.weight, g.panel), g.weight->masked_end},
+                     [&](int64_t k, int64_t i) { return a + k * MR + 4 * i; });
 }
 
 }  // namespace

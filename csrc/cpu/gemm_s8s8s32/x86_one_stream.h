@@ -2,10 +2,9 @@
 // few of them, neighbouring steps of 4 along K add to sums of their own, so that there are always 4
 // or more on their way. Registers: 4 to 8 sums, kSteps operands, 1 broadcast.
 //
-//   Stream(column)   the panel that begins there
-//   slice()          comes to the next 64 of K
-//   next(b_s8)       the vpdpbusd operands of the next kSteps steps
-//   rows(k, i)       the 4 bytes of row i from k on, q + 128
+//   slice()       comes to the next 64 of K of a panel, or to the next panel: they lie side by side
+//   next(b_s8)    the vpdpbusd operands of the next kSteps steps
+//   rows(k, i)    the 4 bytes of row i from k on, q + 128
 #pragma once
 
 #include <algorithm>
@@ -22,10 +21,11 @@ constexpr int kSteps = 4;  // that are read together
 // prefetcher knows yet: they are asked for when the first of these panels begins.
 constexpr int64_t kGroupPanels = 4;
 
-// sums[i * ld + c] = start[c] + the products of MR rows with one panel.
+// sums[i * ld + c] = start[c] + the products of MR rows with one panel. Returns where the next
+// begins; by value, since a reference would keep the pointers in memory.
 template <int MR, class Stream, class Rows>
-void stream_panel(Stream stream, const Rows& rows, int64_t k_pad, const int32_t* start,
-                  int32_t* sums, int64_t ld) {
+Stream stream_panel(Stream stream, const Rows& rows, int64_t k_pad, const int32_t* start,
+                    int32_t* sums, int64_t ld) {
   constexpr int kSplit = MR == 1 ? 4 : MR <= 4 ? 2 : 1;  // of the sums of a row, along K
   __m512i acc_s32[MR][kSplit];
   each<MR>([&](auto i) FASTINFER_INLINE {
@@ -51,10 +51,11 @@ void stream_panel(Stream stream, const Rows& rows, int64_t k_pad, const int32_t*
     each<kSplit>([&](auto j) FASTINFER_INLINE { sum = _mm512_add_epi32(sum, acc_s32[i][j]); });
     _mm512_store_si512(sums + i * ld, sum);
   });
+  return stream;
 }
 
-template <int MR, class Open, class Rows>
-void stream_columns(const GemmS8S8S32& p, const Open& open, const Rows& rows) {
+template <int MR, class Stream, class Rows>
+void stream_columns(const GemmS8S8S32& p, Stream stream, const Rows& rows) {
   constexpr int64_t kColumns = kGroupPanels * kPanelColumns;
   const EpilogueFn epilogue = select_epilogue<Avx512Vec>(p);
   alignas(64) int32_t sums[MR * kColumns];
@@ -66,7 +67,7 @@ void stream_columns(const GemmS8S8S32& p, const Open& open, const Rows& rows) {
       if (p.bias != nullptr) __builtin_prefetch(p.bias + n + c);
     }
     for (int64_t c = 0; c < columns; c += kPanelColumns) {
-      stream_panel<MR>(open(n + c), rows, p.k_pad, p.compensation + n + c, sums + c, kColumns);
+      stream = stream_panel<MR>(stream, rows, p.k_pad, p.compensation + n + c, sums + c, kColumns);
     }
     epilogue(p, sums, kColumns, 0, MR, n, columns);
   }

@@ -8,8 +8,6 @@
 namespace fastinfer::cpu {
 namespace {
 
-constexpr int64_t kStreamAheadBytes = 8192;  // to ask for: prefetchers stop at the end of a page
-
 // Loads that stay in their place among others of these: GCC reorders loads, and prefetchers follow
 // a stream best when its lines come in order (a dense weight with one row on Zen 4: 33 GB/s instead
 // of 28). The half: 32 bytes, zeros above.
