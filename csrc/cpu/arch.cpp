@@ -200,7 +200,7 @@ bool isa_pays(Isa isa) {
   return isa_allowed(isa) && !(isa == Isa::avx512bf16 && slow_dpbf16);
 }
 
-bool best_with_one_stream() {
+bool is_zen4() {
   static const bool best = of_amd_family_25();
   return best;
 }

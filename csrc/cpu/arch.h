@@ -42,10 +42,10 @@ FASTINFER_API bool isa_allowed(Isa isa);
 // Zen 4 and 5 it takes 1.
 FASTINFER_API bool isa_pays(Isa isa);
 
-// Whether this CPU reads weights fastest as a single stream, where others do better with several.
-// So on AMD's family 25: with one row a Zen 4 reads 33 GB/s by one panel at a time, 25 to 28 by
-// eight. Other CPUs keep what was measured on them, or on their like: several.
-FASTINFER_API bool best_with_one_stream();
+// Whether this is a Zen 4, AMD's family 25 with AVX-512 (a Zen 3 has none), for what was measured
+// there alone: with one row it reads 33 GB/s of weights by one panel at a time, 25 to 28 by eight;
+// with many it takes longer slices.
+FASTINFER_API bool is_zen4();
 
 // Caps selection at `name` ("" lifts the cap). Returns false, changing nothing, if it is unknown.
 FASTINFER_API bool set_isa_cap(const char* name);

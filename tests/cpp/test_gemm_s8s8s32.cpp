@@ -64,7 +64,8 @@ struct Problem {
 struct Options {
   Activation activation = Activation::none;
   DType out_dtype = DType::s32;
-  bool bias = false, multiplier = false, residual = false, one_stream = false;
+  bool bias = false, multiplier = false, residual = false, zen4 = false;
+  int64_t weight_bytes = 0;
   int64_t begin = 0, end = -1;  // columns; -1: all
   Side side = Side::end;
 };
@@ -134,7 +135,8 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
   p.out = out.as<char>() + begin * size;
   p.out_ld_bytes = ld;
   p.out_dtype = options.out_dtype;
-  p.one_stream = options.one_stream;
+  p.zen4 = options.zen4;
+  p.weight_bytes = options.weight_bytes;
   const Prepared prepared(kernel, &p, options.side);
   kernel.run(p);
 
@@ -183,7 +185,7 @@ void check_shape(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& gener
     Options options;
     options.side = side;
     CHECK(same_sums(sums, run(kernel, problem, options, {})));
-    options.one_stream = true;
+    options.zen4 = true;
     CHECK(same_sums(sums, run(kernel, problem, options, {})));
   }
   int turn = 0;
@@ -200,7 +202,7 @@ void check_shape(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& gener
           for (bool with_multiplier : {false, true}) {
             options.multiplier = with_multiplier;
             options.side = turn++ % 2 ? Side::begin : Side::end;
-            options.one_stream = turn % 3 == 0;
+            options.zen4 = turn % 3 == 0;
             const auto want = run(generic, problem, options, residual);
             const auto got = run(kernel, problem, options, residual);
             CHECK(same_elements(want.data(), got.data(), m * n, dtype));
@@ -300,8 +302,8 @@ void check_column_range(const GemmS8S8S32Kernel& kernel) {
   }
 }
 
-// Every number of rows that some kernel takes by itself, as one stream and as several, with groups
-// of panels that end before the last and K on both sides of what decides.
+// Every number of rows that some kernel takes by itself, with every hint, groups of panels that end
+// before the last, and K on both sides of what decides.
 void check_few_rows(const GemmS8S8S32Kernel& kernel) {
   for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8}) {
     for (int64_t n : {16, 64, 77, 150}) {
@@ -309,10 +311,34 @@ void check_few_rows(const GemmS8S8S32Kernel& kernel) {
         Random random(uint64_t(m * 1009 + n + k));
         const Problem problem(random, m, n, k);
         const auto sums = exact_sums(problem);
-        for (bool one_stream : {false, true}) {
+        for (const auto& [zen4, weight_bytes] : {std::pair(false, 0), {true, 0}, {true, 8 << 20}}) {
           Options options;
-          options.one_stream = one_stream;
+          options.zen4 = zen4;
+          options.weight_bytes = weight_bytes;
           CHECK(same_sums(sums, run(kernel, problem, options, {})));
+        }
+      }
+    }
+  }
+}
+
+// Several blocks of rows and slices of K, under either hint, as sums and as floats.
+void check_blocks(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& generic) {
+  for (int64_t m : {70, 150}) {
+    for (int64_t k : {700, 1100, 2500}) {
+      Random random(uint64_t(m + k));
+      const Problem problem(random, m, 2 * kernel.nr + 19, k);
+      const auto sums = exact_sums(problem);
+      for (bool zen4 : {false, true}) {
+        Options options;
+        options.zen4 = zen4;
+        CHECK(same_sums(sums, run(kernel, problem, options, {})));
+        options.bias = true;
+        for (DType dtype : {DType::f32, DType::bf16}) {
+          options.out_dtype = dtype;
+          const auto want = run(generic, problem, options, {});
+          CHECK(same_elements(want.data(), run(kernel, problem, options, {}).data(), m * problem.n,
+                              dtype));
         }
       }
     }
@@ -396,6 +422,7 @@ void check_kernel(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& gene
   }
   results().context = std::string(kernel.name) + ", a part";
   check_few_rows(kernel);
+  check_blocks(kernel, generic);
   check_extremes(kernel);
   check_outliers(kernel);
   check_row_range(kernel);

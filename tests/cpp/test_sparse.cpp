@@ -297,7 +297,7 @@ void check_sums(const std::string& name, WeightLayout layout, int64_t m, int64_t
                 uint8_t flip, Run&& run) {
   Random random(uint64_t(35 + m));
   for (int64_t n : {1, 16, 33, 64, 115}) {
-    for (int64_t k : {0, 1, 64, 131}) {
+    for (int64_t k : {0, 1, 64, 131, 1100}) {
       results().context = name + " " + named(layout, n, k) + " m=" + std::to_string(m);
       const auto w = sparse_weight(random, n, k, layout);
       const Bytes bytes = pack(w, n, k, layout);
@@ -351,11 +351,14 @@ void check_masked(const GemmMaskedS8S8S32Kernel& kernel) {
       dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
   for (WeightLayout layout : {WeightLayout::sp24, WeightLayout::bitmask}) {
     for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 17, 39, 128, 130, 201}) {
-      check_sums(kernel.name, layout, m, companion->tile_rows, companion->flip,
-                 [&](const GemmS8S8S32& p, const PackedWeight& weight, int64_t panel) {
-                   const Guarded scratch(masked_scratch_bytes(m, weight.k_pad), Side::end);
-                   kernel.run({p, &weight, panel, scratch.as<int8_t>()});
-                 });
+      for (bool zen4 : {false, true}) {
+        check_sums(kernel.name, layout, m, companion->tile_rows, companion->flip,
+                   [&](GemmS8S8S32 p, const PackedWeight& weight, int64_t panel) {
+                     const Guarded scratch(masked_scratch_bytes(m, weight.k_pad), Side::end);
+                     p.zen4 = zen4;
+                     kernel.run({p, &weight, panel, scratch.as<int8_t>()});
+                   });
+      }
     }
   }
 }

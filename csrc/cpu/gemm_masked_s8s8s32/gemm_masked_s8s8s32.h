@@ -15,7 +15,7 @@
 namespace fastinfer::cpu {
 
 constexpr int64_t kFewMaskedRows = 8;  // up to here the weight is read once and never stored
-constexpr int64_t kExpandedSliceBytes = 3 * 384 * kPanelColumns;
+constexpr int64_t kExpandedSliceBytes = 3 * 1024 * kPanelColumns;
 
 // For m rows or fewer.
 constexpr int64_t masked_scratch_bytes(int64_t m, int64_t k_pad) {

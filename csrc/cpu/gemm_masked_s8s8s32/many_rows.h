@@ -15,18 +15,17 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int kPanels = 3;  // that share a tile: with 4 rows still 12 sums on their way
-constexpr int64_t kSlicePanelBytes = kSliceK * kPanelColumns;
-static_assert(kPanels * kSlicePanelBytes == kExpandedSliceBytes);
+static_assert(kPanels * kSliceKZen4 * kPanelColumns == kExpandedSliceBytes);
 // A masked slice is at most about as long as this; asking for more or less than there is does no
 // harm.
 constexpr int64_t kMaskedBytesPerK = 10;
 
-// vnni_tile, with panels that are masked: masked[j] is where panel j goes on, expanded[j] takes its
-// bytes.
+// vnni_tile, with panels that are masked: masked[j] is where panel j goes on, expanded takes their
+// bytes, those of the next panel panel_bytes further.
 template <int MR, int NP>
 void first_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t column,
-                const uint8_t** masked, const uint8_t* last, int8_t* expanded, int64_t k_begin,
-                int64_t k_end, int32_t* sums) {
+                const uint8_t** masked, const uint8_t* last, int8_t* expanded, int64_t panel_bytes,
+                int64_t k_begin, int64_t k_end, int32_t* sums) {
   constexpr int kColumns = NP * kPanelColumns;
   const int8_t* a = p.a + row * p.k_pad + k_begin;
   __m512i acc_s32[MR][NP];
@@ -46,9 +45,8 @@ void first_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
     for (int step = 0; step < kBlockK; step += 4, a += 4, expanded += 64) {
       __m512i b_s8[NP];
       expand_panels<NP>(mask, value, b_s8);
-      each<NP>([&](auto j) FASTINFER_INLINE {
-        _mm512_store_si512(expanded + j * kSlicePanelBytes, b_s8[j]);
-      });
+      each<NP>([&](auto j)
+                   FASTINFER_INLINE { _mm512_store_si512(expanded + j * panel_bytes, b_s8[j]); });
       each<MR>([&](auto i) FASTINFER_INLINE {
         int32_t four;
         std::memcpy(&four, a + i * p.k_pad, 4);
@@ -59,6 +57,7 @@ void first_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t 
     }
   }
   each<NP>([&](auto j) FASTINFER_INLINE { masked[j] = value[j]; });
+  if (k_end == p.k_pad && dequantize_tile<Zmm>(p, row, column, acc_s32)) return;
   each<MR>([&](auto i) FASTINFER_INLINE {
     each<NP>([&](auto j) FASTINFER_INLINE {
       Zmm::store(sums + i * kColumns + j * kPanelColumns, acc_s32[i][j]);
@@ -77,6 +76,7 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
   const GemmS8S8S32& p = g.gemm;
   constexpr int64_t kTiles = kBlockRows / MR;
   alignas(64) int32_t sums[kTiles * MR * NP * kPanelColumns];
+  const int64_t slice = slice_k(p), panel_bytes = slice * kPanelColumns;
   for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
     const uint8_t *masked[NP], *next[NP];
     const auto panel = [&](int64_t n) {
@@ -88,17 +88,20 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
     }
     int64_t k = 0;
     do {  // once at least: K = 0 has an epilogue, too
-      const int64_t k_end = std::min(p.k_pad, k + kSliceK);
-      first_tile<MR, NP>(p, epilogue, row, column, masked, g.weight->masked_end, g.scratch, k,
-                         k_end, sums);
+      const int64_t k_end = std::min(p.k_pad, k + slice);
+      first_tile<MR, NP>(p, epilogue, row, column, masked, g.weight->masked_end, g.scratch,
+                         panel_bytes, k, k_end, sums);
       // What comes next of these panels; after their last slice, the panels after them.
       const uint8_t** ahead = k_end < p.k_pad ? masked : next;
-      const int64_t lines = kSliceK * kMaskedBytesPerK / 64;
+      const int64_t lines = slice * kMaskedBytesPerK / 64;
       for (int64_t i = MR; i < rows; i += MR) {
         for (int64_t line = lines * (i - MR) / rows; line < lines * i / rows; ++line) {
           for (int j = 0; j < NP; ++j) __builtin_prefetch(ahead[j] + line * 64, 0, 2);
         }
-        vnni_tile<Zmm, MR, NP, false>(p, epilogue, row + i, column, g.scratch, kSlicePanelBytes, k,
+        if (rows >= kLeastRowsOutputs && k_end == p.k_pad) {
+          prefetch_outputs<MR, NP>(p, row + i, column);
+        }
+        vnni_tile<Zmm, MR, NP, false>(p, epilogue, row + i, column, g.scratch, panel_bytes, k,
                                       k_end, sums + i * NP * kPanelColumns);
       }
       k = k_end;

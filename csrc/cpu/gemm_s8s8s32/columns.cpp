@@ -122,6 +122,7 @@ void multiply_columns(const LinearPlan& plan, const LinearWeight& weight, int64_
   const PackedWeight& w = weight.packed;
   const int64_t panel = begin / kPanelColumns;
   gemm.n = end - begin;
+  gemm.weight_bytes = w.n * w.k_pad;
   gemm.compensation = w.compensation + begin;
   gemm.b_scale = weight.scale + begin;
   gemm.bias = weight.bias == nullptr ? nullptr : weight.bias + begin;

@@ -8,18 +8,43 @@
 namespace fastinfer::cpu {
 namespace {
 
+// What the sums of a vector of columns are finished with.
+template <class V>
+struct ColumnTerms {
+  typename V::F b_scale, b_sum, bias;
+
+  // z of gemm_s8s8s32.h.
+  typename V::F dequantize(typename V::F acc, typename V::F a_scale, typename V::F a_offset) const {
+    return V::fma(V::mul(acc, b_scale), a_scale, V::fma(a_offset, b_sum, bias));
+  }
+};
+
+// n: the columns that there are.
+template <class V>
+inline ColumnTerms<V> column_terms(const GemmS8S8S32& p, int64_t column, int n = V::width) {
+  ColumnTerms<V> terms;
+  const auto compensation = V::from_s32(p.compensation + column);
+  terms.b_scale = V::load(p.b_scale + column, n);
+  terms.b_sum = V::mul(V::mul(compensation, V::set1(-0x1p-7f)), terms.b_scale);
+  terms.bias = p.bias ? V::load(p.bias + column, n) : V::set1(0.0f);
+  return terms;
+}
+
+// Whether the outputs are z itself.
+inline bool only_dequantized(const GemmS8S8S32& p) {
+  return p.out_dtype == DType::f32 && p.activation == Activation::none && p.multiplier == nullptr &&
+         p.residual == nullptr;
+}
+
 // kVectors neighbouring vectors of columns at a time: a row's page is visited once for all of them.
 template <class V, Activation kActivation, DType kOut, int kVectors>
 inline void epilogue_columns(const GemmS8S8S32& p, const int32_t* acc, int64_t ld_acc, int64_t row,
                              int64_t rows, int64_t column, int n_last) {
   constexpr int64_t kSize = size_of(kOut);
-  typename V::F b_scale[kVectors], b_sum[kVectors], bias[kVectors];
+  ColumnTerms<V> terms[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int n = v + 1 < kVectors ? V::width : n_last;
-    b_scale[v] = V::load(p.b_scale + column + v * V::width, n);
-    const auto compensation = V::from_s32(p.compensation + column + v * V::width);
-    b_sum[v] = V::mul(V::mul(compensation, V::set1(-0x1p-7f)), b_scale[v]);
-    bias[v] = p.bias ? V::load(p.bias + column + v * V::width, n) : V::set1(0.0f);
+    terms[v] = column_terms<V>(p, column + v * V::width, n);
   }
   char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column * kSize;
   const char* residual = static_cast<const char*>(p.residual);
@@ -30,9 +55,8 @@ inline void epilogue_columns(const GemmS8S8S32& p, const int32_t* acc, int64_t l
     const auto a_scale = V::set1(p.a_scale[row + r]), a_offset = V::set1(p.a_offset[row + r]);
     for (int v = 0; v < kVectors; ++v) {
       const int n = v + 1 < kVectors ? V::width : n_last;
-      const auto scaled = V::mul(V::from_s32(acc + v * V::width), b_scale[v]);
-      const auto shift = V::fma(a_offset, b_sum[v], bias[v]);
-      auto y = activate<V, kActivation>(V::fma(scaled, a_scale, shift));
+      const auto sums = V::from_s32(acc + v * V::width);
+      auto y = activate<V, kActivation>(terms[v].dequantize(sums, a_scale, a_offset));
       if (multiplier) {
         y = V::mul(y, V::load(reinterpret_cast<const float*>(multiplier) + v * V::width, n));
       }

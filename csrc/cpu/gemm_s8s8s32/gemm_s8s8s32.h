@@ -56,7 +56,10 @@ struct GemmS8S8S32 {
   void* out;
   int64_t out_ld_bytes;
   DType out_dtype;
-  bool one_stream;  // best_with_one_stream of arch.h: a hint where there are few rows
+  // Hints, which change no result: is_zen4 of arch.h, and the bytes of the whole weight, of which
+  // this may be a part.
+  bool zen4;
+  int64_t weight_bytes;
 };
 
 using GemmS8S8S32Fn = void (*)(const GemmS8S8S32&);

@@ -203,7 +203,7 @@ void run_piece(const Job& job, int64_t task, int64_t unit, const Buffers& buffer
     chunk->begin = m;
     chunk->rows = {};
     chunk->rows.k_pad = p.weights[0].packed.k_pad;
-    chunk->rows.one_stream = best_with_one_stream();
+    chunk->rows.zen4 = is_zen4();
     prepare_rows(job, m, std::min(job.plan.mc, m_end - m), buffers, &chunk->rows);
     if (job.prepare) {
       job.plan.gemm->prepare.run(chunk->rows.a, chunk->rows.m, chunk->rows.k_pad, buffers.prepared);

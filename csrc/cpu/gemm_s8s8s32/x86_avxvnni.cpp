@@ -17,6 +17,7 @@ struct Ymm {
 
   static reg load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store(void* p, reg v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+  static __m256 to_float(reg v) { return _mm256_cvtepi32_ps(v); }
   static reg broadcast(int32_t four) { return _mm256_set1_epi32(four); }
   // In assembly: GCC 12 copies each sum around the intrinsic.
   static void dpbusd(reg& acc, reg a_u8, reg b_s8) {

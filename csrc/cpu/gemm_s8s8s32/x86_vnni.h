@@ -9,26 +9,64 @@
 // registers), MR rows, each row's 4 bytes broadcast from memory (a load, no shuffle).
 //
 // Blocks, where there is more than one tile of rows: kBlockRows rows of A stay in L2 while all
-// columns pass; NP panels are taken kSliceK of K at a time, so that they stay in L1 (18 KiB of 48
-// columns) for all tiles of the block. Sums wait in memory between slices: per slice and tile as
-// many loads and stores as accumulators, 3 % of the slice's multiply-adds. Where three tiles or
-// more share a slice, they ask for the next one: with 128 rows and weights from memory, 0.95 of the
-// peak of vpdpbusd on one core of a Zen 5, 0.85 without it. With fewer tiles each step asks for
-// what is 2 KiB further in every panel: 8 rows, weights from memory, 90 us instead of 160 there. On
-// a Zen 4 (one_stream) up to 6 rows do better without: 4 rows of 4096 x 4096 600 us instead of 820.
+// columns pass; NP panels are taken a slice of K at a time, so that they stay in L1 (18 KiB of 48
+// columns and 384 of K) for all tiles of the block. Sums wait in memory between slices: per slice
+// and tile as many loads and stores as accumulators, 3 % of the slice's multiply-adds. A Zen 4,
+// which does one vpdpbusd a cycle where others do two, reads panels fast enough from L2: with
+// slices of 1024 128 rows run at 0.95 of its peak, K = 768 or 3072, with slices of 384 at 0.93.
+//
+// Where three tiles or more share a slice, they ask for the next one: with 128 rows and weights
+// from memory, 0.95 of the peak of vpdpbusd on one core of a Zen 5, 0.85 without it. With fewer
+// tiles each step asks for what is 2 KiB further in every panel: 8 rows, weights from memory, 90 us
+// instead of 160 there. On a Zen 4 up to 6 rows do better without: 4 rows of 4096 x 4096 600 us
+// instead of 820. Outputs are asked for where there are many rows, since L2 may not hold them: 512
+// rows, 384 x 1536 and 768 x 3072, 0.87 of the peak of a Zen 4 instead of 0.8.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
 #include "cpu/gemm_s8s8s32/epilogue.h"
+#include "cpu/inline.h"
 
 namespace fastinfer::cpu {
 namespace {
 
-constexpr int64_t kBlockRows = 128, kSliceK = 384;
+constexpr int64_t kBlockRows = 128;
+constexpr int64_t kSliceK = 384, kSliceKZen4 = 1024;
 constexpr int64_t kAheadBytes = 2048;  // of a panel
-constexpr int64_t kUnaskedRows = 6;    // so few need not ask where one_stream says so
+constexpr int64_t kUnaskedRowsZen4 = 6;
+constexpr int64_t kLeastRowsOutputs = kBlockRows / 2;  // of a block that asks for its outputs
+
+// K of a slice, all slices as equal as they can be.
+inline int64_t slice_k(const GemmS8S8S32& p) {
+  const int64_t slices = ceil_div(p.k_pad, p.zen4 ? kSliceKZen4 : kSliceK);
+  return slices < 2 ? std::max(p.k_pad, kBlockK) : round_up(ceil_div(p.k_pad, slices), kBlockK);
+}
+
+// The results of a tile from its sums in registers, if they are no more than dequantised and there
+// are all columns; returns whether. Through memory, as all others go, a tile of K = 384 takes 120
+// cycles more of 2300 on a Zen 4.
+template <class R, int MR, int kVectors>
+FASTINFER_INLINE inline bool dequantize_tile(const GemmS8S8S32& p, int64_t row, int64_t column,
+                                             const typename R::reg (&acc_s32)[MR][kVectors]) {
+  using V = typename R::Vec;
+  if (!only_dequantized(p) || p.n - column < kVectors * V::width) return false;
+  char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column * int64_t(sizeof(float));
+  ColumnTerms<V> terms[kVectors];
+#pragma GCC unroll 32
+  for (int j = 0; j < kVectors; ++j) terms[j] = column_terms<V>(p, column + j * V::width);
+#pragma GCC unroll 32
+  for (int i = 0; i < MR; ++i, out += p.out_ld_bytes) {
+    const auto a_scale = V::set1(p.a_scale[row + i]), a_offset = V::set1(p.a_offset[row + i]);
+#pragma GCC unroll 32
+    for (int j = 0; j < kVectors; ++j) {
+      const auto z = terms[j].dequantize(R::to_float(acc_s32[i][j]), a_scale, a_offset);
+      V::store(out + j * int64_t(sizeof z), DType::f32, z);
+    }
+  }
+  return true;
+}
 
 // Multiply-adds of K in [k_begin, k_end) for MR rows and NP panels, `panel_bytes` apart and given
 // from k_begin on. sums[MR][NP * 16] hold those of smaller k and take the result, but for the last
@@ -69,6 +107,7 @@ __attribute__((noinline)) void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilog
       }
     }
   }
+  if (k_end == p.k_pad && dequantize_tile<R>(p, row, column, acc_s32)) return;
 #pragma GCC unroll 32
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 32
@@ -81,13 +120,12 @@ __attribute__((noinline)) void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilog
 
 // Asks for a part, [begin, end) of `parts`, of the slice that these NP panels have from k_end on,
 // or of the first slice of the next NP panels, while the tiles of this slice multiply: weights from
-// beyond L2 would keep the first tile of a slice waiting. Inlined by force: GCC 12 drops calls of a
-// function that does nothing but prefetch.
+// beyond L2 would keep the first tile of a slice waiting. Inlined by force, as the next: GCC 12
+// drops calls of a function that does nothing but prefetch.
 template <int NP>
-__attribute__((always_inline)) inline void prefetch_next(const GemmS8S8S32& p, int64_t column,
-                                                         int64_t k_end, int64_t slice,
-                                                         int64_t begin, int64_t end,
-                                                         int64_t parts) {
+FASTINFER_INLINE inline void prefetch_next(const GemmS8S8S32& p, int64_t column, int64_t k_end,
+                                           int64_t slice, int64_t begin, int64_t end,
+                                           int64_t parts) {
   if (k_end == p.k_pad) {
     column += NP * kPanelColumns;
     k_end = 0;
@@ -103,6 +141,18 @@ __attribute__((always_inline)) inline void prefetch_next(const GemmS8S8S32& p, i
   }
 }
 
+// Asks for the lines that a tile will write.
+template <int MR, int NP>
+FASTINFER_INLINE inline void prefetch_outputs(const GemmS8S8S32& p, int64_t row, int64_t column) {
+  const int64_t size = size_of(p.out_dtype);
+  const char* out = static_cast<const char*>(p.out) + row * p.out_ld_bytes + column * size;
+  for (int i = 0; i < MR; ++i, out += p.out_ld_bytes) {
+    for (int64_t at = 0; at < NP * kPanelColumns * size; at += 64) {
+      __builtin_prefetch(out + at, 0, 2);
+    }
+  }
+}
+
 // All columns from `column` on in groups of NP panels, for rows in tiles of MR; then the remaining
 // panels in smaller groups.
 template <class R, int MR, int NP>
@@ -112,9 +162,9 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
   constexpr int64_t kTiles = MR >= R::kMaxRows / 2 ? kBlockRows / MR : 1;
   // The prefetchers do well with the many panels that one or two rows take; some with fewer, too.
   constexpr bool kFewStreams = MR > 2;
-  const bool ahead = kFewStreams && rows <= 2 * MR && (rows > kUnaskedRows || !p.one_stream);
+  const bool ahead = kFewStreams && rows <= 2 * MR && (rows > kUnaskedRowsZen4 || !p.zen4);
   alignas(64) int32_t sums[kTiles * MR * NP * kPanelColumns];
-  const int64_t slice = rows > MR ? kSliceK : std::max<int64_t>(p.k_pad, 1);
+  const int64_t slice = rows > MR ? slice_k(p) : std::max(p.k_pad, kBlockK);
   for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
     int64_t k = 0;
     do {  // once at least: K = 0 has an epilogue, too
@@ -129,6 +179,9 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
           continue;
         }
         if (rows > 2 * MR) prefetch_next<NP>(p, column, k_end, slice, i, i + MR, rows);
+        if (rows >= kLeastRowsOutputs && k_end == p.k_pad) {
+          prefetch_outputs<MR, NP>(p, row + i, column);
+        }
         vnni_tile<R, MR, NP, false>(p, epilogue, row + i, column, b, panel_bytes, k, k_end,
                                     tile_sums);
       }

@@ -5,9 +5,8 @@
 
 #include <utility>
 
+#include "cpu/inline.h"
 #include "cpu/vec/avx512.h"
-
-#define FASTINFER_INLINE __attribute__((always_inline))
 
 namespace fastinfer::cpu {
 namespace {
@@ -39,6 +38,7 @@ struct Zmm {
 
   static reg load(const void* p) { return _mm512_loadu_si512(p); }
   static void store(void* p, reg v) { _mm512_storeu_si512(p, v); }
+  static __m512 to_float(reg v) { return _mm512_cvtepi32_ps(v); }
   static reg broadcast(int32_t four) { return _mm512_set1_epi32(four); }
   // In assembly: GCC 12 copies each sum around the intrinsic.
   static void dpbusd(reg& acc, reg a_u8, reg b_s8) {
