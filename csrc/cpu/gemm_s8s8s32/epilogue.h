@@ -30,10 +30,9 @@ inline ColumnTerms<V> column_terms(const GemmS8S8S32& p, int64_t column, int n =
   return terms;
 }
 
-// Whether the outputs are z itself.
+// Whether the outputs are floats, z itself or z + residual.
 inline bool only_dequantized(const GemmS8S8S32& p) {
-  return p.out_dtype == DType::f32 && p.activation == Activation::none && p.multiplier == nullptr &&
-         p.residual == nullptr;
+  return p.out_dtype == DType::f32 && p.activation == Activation::none && p.multiplier == nullptr;
 }
 
 // kVectors neighbouring vectors of columns at a time: a row's page is visited once for all of them.

@@ -52,17 +52,22 @@ FASTINFER_INLINE inline bool dequantize_tile(const GemmS8S8S32& p, int64_t row, 
                                              const typename R::reg (&acc_s32)[MR][kVectors]) {
   using V = typename R::Vec;
   if (!only_dequantized(p) || p.n - column < kVectors * V::width) return false;
-  char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column * int64_t(sizeof(float));
+  const int64_t column_bytes = column * int64_t(sizeof(float));
+  char* out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column_bytes;
+  const char* residual = static_cast<const char*>(p.residual);
+  if (residual) residual += row * p.residual_ld_bytes + column_bytes;
   ColumnTerms<V> terms[kVectors];
 #pragma GCC unroll 32
   for (int j = 0; j < kVectors; ++j) terms[j] = column_terms<V>(p, column + j * V::width);
 #pragma GCC unroll 32
-  for (int i = 0; i < MR; ++i, out += p.out_ld_bytes) {
+  for (int i = 0; i < MR; ++i) {
     const auto a_scale = V::set1(p.a_scale[row + i]), a_offset = V::set1(p.a_offset[row + i]);
 #pragma GCC unroll 32
     for (int j = 0; j < kVectors; ++j) {
-      const auto z = terms[j].dequantize(R::to_float(acc_s32[i][j]), a_scale, a_offset);
-      V::store(out + j * int64_t(sizeof z), DType::f32, z);
+      auto y = terms[j].dequantize(R::to_float(acc_s32[i][j]), a_scale, a_offset);
+      const int64_t at = j * int64_t(sizeof y);
+      if (residual) y = V::add(y, V::load(residual + i * p.residual_ld_bytes + at, DType::f32));
+      V::store(out + i * p.out_ld_bytes + at, DType::f32, y);
     }
   }
   return true;
@@ -141,16 +146,22 @@ FASTINFER_INLINE inline void prefetch_next(const GemmS8S8S32& p, int64_t column,
   }
 }
 
-// Asks for the lines that a tile will write.
+// Asks for the lines of a matrix of the outputs' shape and type that a tile will write or read.
 template <int MR, int NP>
-FASTINFER_INLINE inline void prefetch_outputs(const GemmS8S8S32& p, int64_t row, int64_t column) {
+FASTINFER_INLINE inline void prefetch_outputs(const GemmS8S8S32& p, const void* matrix,
+                                              int64_t ld_bytes, int64_t row, int64_t column) {
   const int64_t size = size_of(p.out_dtype);
-  const char* out = static_cast<const char*>(p.out) + row * p.out_ld_bytes + column * size;
-  for (int i = 0; i < MR; ++i, out += p.out_ld_bytes) {
+  const char* lines = static_cast<const char*>(matrix) + row * ld_bytes + column * size;
+  for (int i = 0; i < MR; ++i, lines += ld_bytes) {
     for (int64_t at = 0; at < NP * kPanelColumns * size; at += 64) {
-      __builtin_prefetch(out + at, 0, 2);
+      __builtin_prefetch(lines + at, 0, 2);
     }
   }
+}
+template <int MR, int NP>
+FASTINFER_INLINE inline void prefetch_outputs(const GemmS8S8S32& p, int64_t row, int64_t column) {
+  prefetch_outputs<MR, NP>(p, p.out, p.out_ld_bytes, row, column);
+  if (p.residual) prefetch_outputs<MR, NP>(p, p.residual, p.residual_ld_bytes, row, column);
 }
 
 // All columns from `column` on in groups of NP panels, for rows in tiles of MR; then the remaining
