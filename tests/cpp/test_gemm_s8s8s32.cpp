@@ -137,6 +137,7 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
   p.out_dtype = options.out_dtype;
   p.zen4 = options.zen4;
   p.weight_bytes = options.weight_bytes;
+  p.n_after = problem.n - end;
   const Prepared prepared(kernel, &p, options.side);
   kernel.run(p);
 

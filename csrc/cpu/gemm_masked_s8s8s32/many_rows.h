@@ -80,7 +80,7 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
   for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
     const uint8_t *masked[NP], *next[NP];
     const auto panel = [&](int64_t n) {
-      return masked_panel(*g.weight, g.panel + std::min(n, p.n - 1) / kPanelColumns);
+      return masked_panel(*g.weight, g.panel + std::min(n, p.n + p.n_after - 1) / kPanelColumns);
     };
     for (int j = 0; j < NP; ++j) {
       masked[j] = panel(column + j * kPanelColumns);

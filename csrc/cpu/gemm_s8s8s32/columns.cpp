@@ -42,6 +42,7 @@ void expand_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
   for (int64_t column = 0; column < gemm.n; column += most) {
     GemmS8S8S32 part = advance(gemm, column);
     part.n = std::min(most, gemm.n - column);
+    part.n_after = 0;
     part.panels = scratch;
     for (int64_t n = 0; n < part.n; n += kPanelColumns, ++panel) {
       plan.expand->run({masked_panel(w, panel), w.masked_end, slices, scratch + n * w.k_pad});
@@ -85,6 +86,7 @@ void gather_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
     GemmS8S8S32 part = advance(gemm, column);
     part.n = std::min(count * kPanelColumns, gemm.n - column);
     part.k_pad = (tiles.end - tiles.begin) * kBlockK;
+    part.n_after = 0;
     part.panels = w.panels + tiles.begin * kSliceBytes;
     part.a = scratch;
     part.prepared = nullptr;
@@ -123,6 +125,7 @@ void multiply_columns(const LinearPlan& plan, const LinearWeight& weight, int64_
   const int64_t panel = begin / kPanelColumns;
   gemm.n = end - begin;
   gemm.weight_bytes = w.n * w.k_pad;
+  gemm.n_after = w.n - end;
   gemm.compensation = w.compensation + begin;
   gemm.b_scale = weight.scale + begin;
   gemm.bias = weight.bias == nullptr ? nullptr : weight.bias + begin;

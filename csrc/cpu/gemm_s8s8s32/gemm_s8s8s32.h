@@ -56,10 +56,11 @@ struct GemmS8S8S32 {
   void* out;
   int64_t out_ld_bytes;
   DType out_dtype;
-  // Hints, which change no result: is_zen4 of arch.h, and the bytes of the whole weight, of which
-  // this may be a part.
+  // Hints, which change no result: is_zen4 of arch.h; the bytes of the whole weight, of which this
+  // may be a part; how many columns of it come after these, and so are likely to be next.
   bool zen4;
   int64_t weight_bytes;
+  int64_t n_after;
 };
 
 using GemmS8S8S32Fn = void (*)(const GemmS8S8S32&);

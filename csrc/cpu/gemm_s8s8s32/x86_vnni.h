@@ -134,7 +134,8 @@ FASTINFER_INLINE inline void prefetch_next(const GemmS8S8S32& p, int64_t column,
   if (k_end == p.k_pad) {
     column += NP * kPanelColumns;
     k_end = 0;
-    if (p.n - column <= (NP - 1) * kPanelColumns) return;  // a smaller group, or none
+    // A smaller group, or none.
+    if (p.n + p.n_after - column <= (NP - 1) * kPanelColumns) return;
   }
   const int8_t* b = p.panels + column * p.k_pad + k_end * kPanelColumns;
   const int64_t lines = std::min(slice, p.k_pad - k_end) * kPanelColumns / 64;
