@@ -77,6 +77,7 @@ void gemm_bsr_s8s8s32_16x16x64_avx512vnni(const GemmBsrS8S8S32& g) {
       const int64_t columns = std::min(kGroupColumns, p.n - n);
       for (int64_t m = block; m < block_end; m += kTileRows) {
         const int64_t rows = std::min<int64_t>(kTileRows, block_end - m);
+        if (p.m >= kLeastRowsOutputs) prefetch_outputs(p, m, rows, n, columns);
         for (int64_t c = 0; c < columns; c += kPanelColumns) {
           kTileSums[rows - 1](p.a + m * p.k_pad, *g.weight,
                               panel_tiles(*g.weight, g.panel + (n + c) / kPanelColumns),

@@ -99,7 +99,7 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
           for (int j = 0; j < NP; ++j) __builtin_prefetch(ahead[j] + line * 64, 0, 2);
         }
         if (rows >= kLeastRowsOutputs && k_end == p.k_pad) {
-          prefetch_outputs<MR, NP>(p, row + i, column);
+          prefetch_outputs(p, row + i, MR, column, NP * kPanelColumns);
         }
         vnni_tile<Zmm, MR, NP, false>(p, epilogue, row + i, column, g.scratch, panel_bytes, k,
                                       k_end, sums + i * NP * kPanelColumns);

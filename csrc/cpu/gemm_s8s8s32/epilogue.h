@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/gemm_s8s8s32/gemm_s8s8s32.h"
+#include "cpu/inline.h"
 #include "cpu/vec/math.h"
 
 namespace fastinfer::cpu {
@@ -103,6 +104,26 @@ EpilogueFn epilogue_for_dtype(DType out_dtype) {
     case DType::s32: break;
   }
   return epilogue_sums;
+}
+
+// A block of so many rows asks for its outputs ahead, since L2 may not hold them: 512 rows, 384 x
+// 1536 and 768 x 3072, run at 0.87 of the peak of a Zen 4 instead of 0.8.
+constexpr int64_t kLeastRowsOutputs = 64;
+
+// Asks for what the epilogue of these rows and columns will write and add. Inlined by force: GCC 12
+// drops calls of a function that does nothing but prefetch.
+FASTINFER_INLINE inline void prefetch_outputs(const GemmS8S8S32& p, int64_t row, int64_t rows,
+                                              int64_t column, int64_t columns) {
+  const int64_t size = size_of(p.out_dtype);
+  const char* out = static_cast<const char*>(p.out) + row * p.out_ld_bytes + column * size;
+  const char* residual = static_cast<const char*>(p.residual);
+  if (residual) residual += row * p.residual_ld_bytes + column * size;
+  for (int64_t r = 0; r < rows; ++r, out += p.out_ld_bytes) {
+    for (int64_t at = 0; at < columns * size; at += 64) {
+      __builtin_prefetch(out + at, 0, 2);
+      if (residual) __builtin_prefetch(residual + r * p.residual_ld_bytes + at, 0, 2);
+    }
+  }
 }
 
 // The epilogue of this activation and output type: chosen once a call, not once a tile.

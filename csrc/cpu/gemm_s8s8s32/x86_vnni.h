@@ -19,15 +19,13 @@
 // from memory, 0.95 of the peak of vpdpbusd on one core of a Zen 5, 0.85 without it. With fewer
 // tiles each step asks for what is 2 KiB further in every panel: 8 rows, weights from memory, 90 us
 // instead of 160 there. On a Zen 4 up to 6 rows do better without: 4 rows of 4096 x 4096 600 us
-// instead of 820. Outputs are asked for where there are many rows, since L2 may not hold them: 512
-// rows, 384 x 1536 and 768 x 3072, 0.87 of the peak of a Zen 4 instead of 0.8.
+// instead of 820.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
 #include "cpu/gemm_s8s8s32/epilogue.h"
-#include "cpu/inline.h"
 
 namespace fastinfer::cpu {
 namespace {
@@ -36,7 +34,6 @@ constexpr int64_t kBlockRows = 128;
 constexpr int64_t kSliceK = 384, kSliceKZen4 = 1024;
 constexpr int64_t kAheadBytes = 2048;  // of a panel
 constexpr int64_t kUnaskedRowsZen4 = 6;
-constexpr int64_t kLeastRowsOutputs = kBlockRows / 2;  // of a block that asks for its outputs
 
 // K of a slice, all slices as equal as they can be.
 inline int64_t slice_k(const GemmS8S8S32& p) {
@@ -125,8 +122,8 @@ __attribute__((noinline)) void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilog
 
 // Asks for a part, [begin, end) of `parts`, of the slice that these NP panels have from k_end on,
 // or of the first slice of the next NP panels, while the tiles of this slice multiply: weights from
-// beyond L2 would keep the first tile of a slice waiting. Inlined by force, as the next: GCC 12
-// drops calls of a function that does nothing but prefetch.
+// beyond L2 would keep the first tile of a slice waiting. Inlined by force: GCC 12 drops calls of a
+// function that does nothing but prefetch.
 template <int NP>
 FASTINFER_INLINE inline void prefetch_next(const GemmS8S8S32& p, int64_t column, int64_t k_end,
                                            int64_t slice, int64_t begin, int64_t end,
@@ -145,24 +142,6 @@ FASTINFER_INLINE inline void prefetch_next(const GemmS8S8S32& p, int64_t column,
       __builtin_prefetch(b + j * kPanelColumns * p.k_pad + line * 64, 0, 2);
     }
   }
-}
-
-// Asks for the lines of a matrix of the outputs' shape and type that a tile will write or read.
-template <int MR, int NP>
-FASTINFER_INLINE inline void prefetch_outputs(const GemmS8S8S32& p, const void* matrix,
-                                              int64_t ld_bytes, int64_t row, int64_t column) {
-  const int64_t size = size_of(p.out_dtype);
-  const char* lines = static_cast<const char*>(matrix) + row * ld_bytes + column * size;
-  for (int i = 0; i < MR; ++i, lines += ld_bytes) {
-    for (int64_t at = 0; at < NP * kPanelColumns * size; at += 64) {
-      __builtin_prefetch(lines + at, 0, 2);
-    }
-  }
-}
-template <int MR, int NP>
-FASTINFER_INLINE inline void prefetch_outputs(const GemmS8S8S32& p, int64_t row, int64_t column) {
-  prefetch_outputs<MR, NP>(p, p.out, p.out_ld_bytes, row, column);
-  if (p.residual) prefetch_outputs<MR, NP>(p, p.residual, p.residual_ld_bytes, row, column);
 }
 
 // All columns from `column` on in groups of NP panels, for rows in tiles of MR; then the remaining
@@ -192,7 +171,7 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
         }
         if (rows > 2 * MR) prefetch_next<NP>(p, column, k_end, slice, i, i + MR, rows);
         if (rows >= kLeastRowsOutputs && k_end == p.k_pad) {
-          prefetch_outputs<MR, NP>(p, row + i, column);
+          prefetch_outputs(p, row + i, MR, column, NP * kPanelColumns);
         }
         vnni_tile<R, MR, NP, false>(p, epilogue, row + i, column, b, panel_bytes, k, k_end,
                                     tile_sums);
