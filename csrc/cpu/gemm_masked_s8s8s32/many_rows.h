@@ -91,18 +91,21 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
       const int64_t k_end = std::min(p.k_pad, k + slice);
       first_tile<MR, NP>(p, epilogue, row, column, masked, g.weight->masked_end, g.scratch,
                          panel_bytes, k, k_end, sums);
-      // What comes next of these panels; after their last slice, the panels after them.
-      const uint8_t** ahead = k_end < p.k_pad ? masked : next;
-      const int64_t lines = slice * kMaskedBytesPerK / 64;
-      for (int64_t i = MR; i < rows; i += MR) {
-        for (int64_t line = lines * (i - MR) / rows; line < lines * i / rows; ++line) {
-          for (int j = 0; j < NP; ++j) __builtin_prefetch(ahead[j] + line * 64, 0, 2);
-        }
+      // What comes next of these panels; after their last slice, of the panels after them. Those of
+      // bitmask differ a little in their length: here they are as far apart as they are on average.
+      const uint8_t** to = k_end < p.k_pad ? masked : next;
+      const int64_t apart = NP > 1 ? (to[NP - 1] - to[0]) / (NP - 1) : 0;
+      const int64_t bytes = slice * kMaskedBytesPerK, tiles = rows / MR - 1;
+      const int64_t steps = std::max<int64_t>(1, (k_end - k) / 4);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t i = (tile + 1) * MR;
         if (rows >= kLeastRowsOutputs && k_end == p.k_pad) {
           prefetch_outputs(p, row + i, MR, column, NP * kPanelColumns);
         }
-        vnni_tile<Zmm, MR, NP, false>(p, epilogue, row + i, column, g.scratch, panel_bytes, k,
-                                      k_end, sums + i * NP * kPanelColumns);
+        const int8_t* at = reinterpret_cast<const int8_t*>(to[0]) + bytes * tile / tiles;
+        vnni_tile<Zmm, MR, NP, true>(p, epilogue, row + i, column, g.scratch, panel_bytes, k, k_end,
+                                     sums + i * NP * kPanelColumns,
+                                     {at, apart, ceil_div(bytes, tiles * steps)});
       }
       k = k_end;
     } while (k < p.k_pad);

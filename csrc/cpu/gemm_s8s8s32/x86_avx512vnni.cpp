@@ -5,10 +5,9 @@
 // bound by vpdpbusd. Fewer rows take more panels, so that at least 8 sums are in flight and the
 // loop is bound by reading B.
 //
-// On a Zen 4 one row, and with weights that L2 cannot keep two, and more if they are short:
-// x86_one_stream.h, bound by memory. K = 768, N = 3072 from memory: one row 78 us (30 GB/s) instead
-// of 102 by eight panels at a time, 3 rows 90 instead of 155, 8 rows 124 instead of 178. From L2,
-// 768 x 768: two rows 9.6 us and 8.2 by eight panels, 8 rows 24.7 and 21.3.
+// On a Zen 4 one row, and two with weights that L2 cannot keep: x86_one_stream.h, bound by memory.
+// K = 768, N = 3072 from memory: one row 78 us (30 GB/s) instead of 102 by eight panels at a time.
+// From L2, 768 x 768: two rows 9.6 us, 8.2 by eight panels.
 #include "cpu/gemm_s8s8s32/x86_one_stream.h"
 #include "cpu/gemm_s8s8s32/x86_vnni.h"
 #include "cpu/gemm_s8s8s32/x86_zmm.h"
@@ -44,17 +43,13 @@ void one_stream(const GemmS8S8S32& p) {
                      [&](int64_t k, int64_t i) { return p.a + i * p.k_pad + k; });
 }
 
-constexpr int64_t kStreamRows = 2;
-constexpr int64_t kStreamRowBytes = 8 << 10;   // of A, with more rows: a quarter of L1
 constexpr int64_t kKeptWeightBytes = 1 << 20;  // L2
 
 }  // namespace
 
 void gemm_s8s8s32_8x48x4_avx512vnni(const GemmS8S8S32& p) {
-  const bool short_rows = p.m <= Zmm::kMaxRows && p.m * p.k_pad <= kStreamRowBytes;
-  const bool few = p.m <= kStreamRows || short_rows;
-  const bool streamed = p.m == 1 || (p.m > 1 && few && p.weight_bytes > kKeptWeightBytes);
-  if (p.zen4 && streamed) return one_stream<Zmm::kMaxRows>(p);
+  const bool streamed = p.m == 1 || (p.m == 2 && p.weight_bytes > kKeptWeightBytes);
+  if (p.zen4 && streamed) return one_stream<2>(p);
   vnni_gemm<Zmm>(p);
 }
 

@@ -15,11 +15,10 @@
 // which does one vpdpbusd a cycle where others do two, reads panels fast enough from L2: with
 // slices of 1024 128 rows run at 0.95 of its peak, K = 768 or 3072, with slices of 384 at 0.93.
 //
-// Where three tiles or more share a slice, they ask for the next one: with 128 rows and weights
-// from memory, 0.95 of the peak of vpdpbusd on one core of a Zen 5, 0.85 without it. With fewer
-// tiles each step asks for what is 2 KiB further in every panel: 8 rows, weights from memory, 90 us
-// instead of 160 there. On a Zen 4 up to 6 rows do better without: 4 rows of 4096 x 4096 600 us
-// instead of 820.
+// The tiles of a slice ask for the next one, a little at each step (Ahead). On a Zen 4, of the peak
+// of vpdpbusd: 768 x 768 from its L3, 8 rows 0.90, 16 and 32 rows 0.92, 0.84 with all that a tile
+// asks for in one place ahead of it; where each step asked for what was 2 KiB further in its
+// panels, 8 rows 0.64, 16 rows 0.67.
 #pragma once
 
 #include <algorithm>
@@ -32,8 +31,7 @@ namespace {
 
 constexpr int64_t kBlockRows = 128;
 constexpr int64_t kSliceK = 384, kSliceKZen4 = 1024;
-constexpr int64_t kAheadBytes = 2048;  // of a panel
-constexpr int64_t kUnaskedRowsZen4 = 6;
+constexpr int kUnaskedRows = 2;  // the prefetchers do well with the many panels that these take
 
 // K of a slice, all slices as equal as they can be.
 inline int64_t slice_k(const GemmS8S8S32& p) {
@@ -70,14 +68,23 @@ FASTINFER_INLINE inline bool dequantize_tile(const GemmS8S8S32& p, int64_t row, 
   return true;
 }
 
+// What a tile asks for while it multiplies: at each step of 4 along K, the line at `at` of every
+// panel, then `step` bytes further. A little at each step: asked for all at once, ahead of a tile,
+// they keep its own loads waiting.
+struct Ahead {
+  const int8_t* at;
+  int64_t panel_bytes, step;
+};
+
 // Multiply-adds of K in [k_begin, k_end) for MR rows and NP panels, `panel_bytes` apart and given
 // from k_begin on. sums[MR][NP * 16] hold those of smaller k and take the result, but for the last
-// slice, whose result goes through the epilogue. kAhead: asks for each panel's next bytes. Not
-// inlined: where GCC 12 does, it may leave the sums in memory, which takes twice as long.
-template <class R, int MR, int NP, bool kAhead>
+// slice, whose result goes through the epilogue. kAsk: for what `ahead` says. Not inlined: where
+// GCC 12 does, it may leave the sums in memory, which takes twice as long.
+template <class R, int MR, int NP, bool kAsk>
 __attribute__((noinline)) void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row,
                                          int64_t column, const int8_t* b, int64_t panel_bytes,
-                                         int64_t k_begin, int64_t k_end, int32_t* sums) {
+                                         int64_t k_begin, int64_t k_end, int32_t* sums,
+                                         Ahead ahead) {
   constexpr int kRegs = 64 / int(sizeof(typename R::reg));  // registers a panel
   constexpr int kLanes = 16 / kRegs;
   constexpr int kColumns = NP * kPanelColumns;
@@ -91,11 +98,13 @@ __attribute__((noinline)) void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilog
       acc_s32[i][j] = k_begin == 0 ? start : R::load(sums + i * kColumns + j * kLanes);
     }
   }
-  for (int64_t k = k_begin; k < k_end; k += 4, a += 4, b += 64) {
+  for (int64_t k = k_begin; k < k_end; k += 4, a += 4, b += 64, ahead.at += ahead.step) {
     typename R::reg b_s8[NP * kRegs];
 #pragma GCC unroll 32
     for (int j = 0; j < NP * kRegs; ++j) {
-      if (kAhead && j % kRegs == 0) __builtin_prefetch(b + j / kRegs * panel_bytes + kAheadBytes);
+      if (kAsk && j % kRegs == 0) {
+        __builtin_prefetch(ahead.at + j / kRegs * ahead.panel_bytes, 0, 2);
+      }
       b_s8[j] = R::load(b + j / kRegs * panel_bytes + j % kRegs * int(sizeof(typename R::reg)));
     }
 #pragma GCC unroll 32
@@ -120,28 +129,22 @@ __attribute__((noinline)) void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilog
   }
 }
 
-// Asks for a part, [begin, end) of `parts`, of the slice that these NP panels have from k_end on,
-// or of the first slice of the next NP panels, while the tiles of this slice multiply: weights from
-// beyond L2 would keep the first tile of a slice waiting. Inlined by force: GCC 12 drops calls of a
-// function that does nothing but prefetch.
+// What tile `tile` of `tiles` asks for while it multiplies [k_begin, k_end): its share of the slice
+// that these NP panels have from k_end on, or of the first slice of the next NP panels. Weights
+// from beyond L2 would keep the first tile of a slice waiting.
 template <int NP>
-FASTINFER_INLINE inline void prefetch_next(const GemmS8S8S32& p, int64_t column, int64_t k_end,
-                                           int64_t slice, int64_t begin, int64_t end,
-                                           int64_t parts) {
+Ahead next_slice(const GemmS8S8S32& p, int64_t column, int64_t k_begin, int64_t k_end,
+                 int64_t slice, int64_t tile, int64_t tiles) {
+  const int64_t steps = std::max<int64_t>(1, (k_end - k_begin) / 4);
   if (k_end == p.k_pad) {
     column += NP * kPanelColumns;
     k_end = 0;
     // A smaller group, or none.
-    if (p.n + p.n_after - column <= (NP - 1) * kPanelColumns) return;
+    if (p.n + p.n_after - column <= (NP - 1) * kPanelColumns) return {p.panels, 0, 0};
   }
-  const int8_t* b = p.panels + column * p.k_pad + k_end * kPanelColumns;
-  const int64_t lines = std::min(slice, p.k_pad - k_end) * kPanelColumns / 64;
-  for (int64_t line = lines * begin / parts; line < lines * end / parts; ++line) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NP; ++j) {
-      __builtin_prefetch(b + j * kPanelColumns * p.k_pad + line * 64, 0, 2);
-    }
-  }
+  const int64_t bytes = std::min(slice, p.k_pad - k_end) * kPanelColumns;
+  const int8_t* panel = p.panels + column * p.k_pad + k_end * kPanelColumns;
+  return {panel + bytes * tile / tiles, kPanelColumns * p.k_pad, ceil_div(bytes, tiles * steps)};
 }
 
 // All columns from `column` on in groups of NP panels, for rows in tiles of MR; then the remaining
@@ -151,9 +154,6 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
                   int64_t column) {
   // Where there are two tiles or more, they are at least half as tall as the tallest.
   constexpr int64_t kTiles = MR >= R::kMaxRows / 2 ? kBlockRows / MR : 1;
-  // The prefetchers do well with the many panels that one or two rows take; some with fewer, too.
-  constexpr bool kFewStreams = MR > 2;
-  const bool ahead = kFewStreams && rows <= 2 * MR && (rows > kUnaskedRowsZen4 || !p.zen4);
   alignas(64) int32_t sums[kTiles * MR * NP * kPanelColumns];
   const int64_t slice = rows > MR ? slice_k(p) : std::max(p.k_pad, kBlockK);
   for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
@@ -163,18 +163,12 @@ void vnni_columns(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
       const int8_t* b = p.panels + column * p.k_pad + k * kPanelColumns;
       const int64_t panel_bytes = kPanelColumns * p.k_pad;
       for (int64_t i = 0; i < rows; i += MR) {
-        int32_t* tile_sums = sums + i * NP * kPanelColumns;
-        if (ahead) {
-          vnni_tile<R, MR, NP, kFewStreams>(p, epilogue, row + i, column, b, panel_bytes, k, k_end,
-                                            tile_sums);
-          continue;
-        }
-        if (rows > 2 * MR) prefetch_next<NP>(p, column, k_end, slice, i, i + MR, rows);
         if (rows >= kLeastRowsOutputs && k_end == p.k_pad) {
           prefetch_outputs(p, row + i, MR, column, NP * kPanelColumns);
         }
-        vnni_tile<R, MR, NP, false>(p, epilogue, row + i, column, b, panel_bytes, k, k_end,
-                                    tile_sums);
+        const Ahead ahead = next_slice<NP>(p, column, k, k_end, slice, i / MR, rows / MR);
+        vnni_tile<R, MR, NP, (MR > kUnaskedRows)>(p, epilogue, row + i, column, b, panel_bytes, k,
+                                                  k_end, sums + i * NP * kPanelColumns, ahead);
       }
       k = k_end;
     } while (k < p.k_pad);
