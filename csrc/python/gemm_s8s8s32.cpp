@@ -56,7 +56,6 @@ py::array run_gemm_s8s8s32(const std::string& name, const Array<int8_t>& a, cons
   p.bias = bias ? bias->data() : nullptr;
   p.activation = Activation(activation);
   p.zen4 = is_zen4();
-  p.weight_bytes = n * p.k_pad;
   p.out_dtype = parse_dtype(out_dtype);
   p.out_ld_bytes = p.residual_ld_bytes = n * size_of(p.out_dtype);
   py::array out = new_array(p.out_dtype, {m, n});

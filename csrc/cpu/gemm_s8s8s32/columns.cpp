@@ -124,7 +124,6 @@ void multiply_columns(const LinearPlan& plan, const LinearWeight& weight, int64_
   const PackedWeight& w = weight.packed;
   const int64_t panel = begin / kPanelColumns;
   gemm.n = end - begin;
-  gemm.weight_bytes = w.n * w.k_pad;
   gemm.n_after = w.n - end;
   gemm.compensation = w.compensation + begin;
   gemm.b_scale = weight.scale + begin;

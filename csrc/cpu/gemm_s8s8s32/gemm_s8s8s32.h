@@ -56,10 +56,9 @@ struct GemmS8S8S32 {
   void* out;
   int64_t out_ld_bytes;
   DType out_dtype;
-  // Hints, which change no result: is_zen4 of arch.h; the bytes of the whole weight, of which this
-  // may be a part; how many columns of it come after these, and so are likely to be next.
+  // Hints, which change no result: is_zen4 of arch.h; how many columns of the weight come after
+  // these, and so are likely to be next.
   bool zen4;
-  int64_t weight_bytes;
   int64_t n_after;
 };
 
