@@ -201,8 +201,8 @@ bool isa_pays(Isa isa) {
 }
 
 bool is_zen4() {
-  static const bool best = of_amd_family_25();
-  return best;
+  static const bool zen4 = of_amd_family_25();
+  return zen4;
 }
 
 Isa isa_in_use() {
