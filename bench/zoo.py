@@ -98,7 +98,8 @@ class Prefill(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         inputs = {"attention_mask": attention_mask, "use_cache": False, "logits_to_keep": 1}
-        return self.model(input_ids, **inputs).logits[:, -1]
+        # Not [:, -1]: OpenVINO 2026.4, with the layer before it in int8, keeps that dimension.
+        return self.model(input_ids, **inputs).logits.squeeze(1)
 
 
 def build_bert(attention: str) -> nn.Module:
