@@ -1,9 +1,10 @@
 // gemm_masked_s8s8s32 for many rows, with AVX-512: the blocks and tiles of gemm_s8s8s32/x86_vnni.h.
 // The first tile of a block that comes to a slice of three panels puts it together in registers
-// (expand_s8/vpexpandb.h) and leaves it in L1 for the tiles after it. A step of that tile is 24
-// vpdpbusd, 12 cycles on a Zen 5, 24 on a Zen 4, where its three operands take 7. So of the 16
-// tiles of 128 rows one takes a little longer: 0.98 to 1.04 times the dense weight's speed there,
-// where expanding first took 5 % of the whole. Included by x86_avx512vbmi2.cpp.
+// (expand_s8/vpexpandb.h) and leaves it in L1, on a Zen 4, whose slices are longer, in L2, for the
+// tiles after it. A step of that tile is 24 vpdpbusd, 12 cycles on a Zen 5, 24 on a Zen 4, where
+// its three operands take 7. So of the 16 tiles of 128 rows one takes a little longer: 0.96 to 1.04
+// times the dense weight's speed there, where expanding first took 5 % of the whole. Included by
+// x86_avx512vbmi2.cpp.
 #pragma once
 
 #include "cpu/expand_s8/vpexpandb.h"
@@ -96,16 +97,15 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
       const uint8_t** to = k_end < p.k_pad ? masked : next;
       const int64_t apart = NP > 1 ? (to[NP - 1] - to[0]) / (NP - 1) : 0;
       const int64_t bytes = slice * kMaskedBytesPerK, tiles = rows / MR - 1;
-      const int64_t steps = std::max<int64_t>(1, (k_end - k) / 4);
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i = (tile + 1) * MR;
         if (rows >= kLeastRowsOutputs && k_end == p.k_pad) {
           prefetch_outputs(p, row + i, MR, column, NP * kPanelColumns);
         }
-        const int8_t* at = reinterpret_cast<const int8_t*>(to[0]) + bytes * tile / tiles;
+        const Ahead ahead =
+            share_of(reinterpret_cast<const int8_t*>(to[0]), apart, bytes, k_end - k, tile, tiles);
         vnni_tile<Zmm, MR, NP, true>(p, epilogue, row + i, column, g.scratch, panel_bytes, k, k_end,
-                                     sums + i * NP * kPanelColumns,
-                                     {at, apart, ceil_div(bytes, tiles * steps)});
+                                     sums + i * NP * kPanelColumns, ahead);
       }
       k = k_end;
     } while (k < p.k_pad);

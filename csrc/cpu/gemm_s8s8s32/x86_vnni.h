@@ -76,6 +76,13 @@ struct Ahead {
   int64_t panel_bytes, step;
 };
 
+// The share of tile `tile` of `tiles`, each `k` long, of so many bytes of every panel.
+inline Ahead share_of(const int8_t* panel, int64_t panel_bytes, int64_t bytes, int64_t k,
+                      int64_t tile, int64_t tiles) {
+  const int64_t steps = std::max<int64_t>(1, k / 4);
+  return {panel + bytes * tile / tiles, panel_bytes, ceil_div(bytes, tiles * steps)};
+}
+
 // Multiply-adds of K in [k_begin, k_end) for MR rows and NP panels, `panel_bytes` apart and given
 // from k_begin on. sums[MR][NP * 16] hold those of smaller k and take the result, but for the last
 // slice, whose result goes through the epilogue. kAsk: for what `ahead` says. Not inlined: where
@@ -135,7 +142,7 @@ __attribute__((noinline)) void vnni_tile(const GemmS8S8S32& p, EpilogueFn epilog
 template <int NP>
 Ahead next_slice(const GemmS8S8S32& p, int64_t column, int64_t k_begin, int64_t k_end,
                  int64_t slice, int64_t tile, int64_t tiles) {
-  const int64_t steps = std::max<int64_t>(1, (k_end - k_begin) / 4);
+  const int64_t k = k_end - k_begin;
   if (k_end == p.k_pad) {
     column += NP * kPanelColumns;
     k_end = 0;
@@ -144,7 +151,7 @@ Ahead next_slice(const GemmS8S8S32& p, int64_t column, int64_t k_begin, int64_t 
   }
   const int64_t bytes = std::min(slice, p.k_pad - k_end) * kPanelColumns;
   const int8_t* panel = p.panels + column * p.k_pad + k_end * kPanelColumns;
-  return {panel + bytes * tile / tiles, kPanelColumns * p.k_pad, ceil_div(bytes, tiles * steps)};
+  return share_of(panel, kPanelColumns * p.k_pad, bytes, k, tile, tiles);
 }
 
 // All columns from `column` on in groups of NP panels, for rows in tiles of MR; then the remaining
