@@ -9,11 +9,13 @@
 // first (Emerald Rapids: 17.1 cycles a product so, 22.7 with both from L2).
 //   - K <= kKeepK: rows outside, columns inside. 32 rows of A stay in L1 for kChunkBytes of panels
 //     in L2, and the pages of 32 output rows are written one after the other;
-//   - K > kKeepK: columns outside, rows inside, K in slices of kSliceK: a slice of a pair of panels
+//   - K > kKeepK: columns outside, rows inside, K in equal slices of at most kSliceK: a slice of a
+//   pair of panels
 //     stays in L1 for all rows, the next one is fetched into L2 meanwhile; the sums of all row
 //     blocks wait between slices.
 // The sums of a block are stored between the first products of the next one, which hides the
-// latency of the last products, and finished a few rows a step.
+// latency of the last products, and finished a few rows a step; all at once where an activation
+// would hold up the few products of a step.
 // Bound, beside the products, by lines on their way to L1, whose buffers are few: an operand from
 // L2 takes 1.4 cycles a line, eight lines a product; a line of output takes 4 to 5 from L2, 8 to
 // 10 from L3. Measured on one core, quantised rows in L2 and float32 out, of the peak: 64 %
@@ -43,6 +45,75 @@ constexpr int64_t kKeepK = 1024, kSliceK = 1024;
 constexpr int64_t kChunkBytes = 1 << 20;  // of panels, half of a 2 MiB L2
 constexpr int64_t kMostRows = 256;        // whose sums wait between slices
 constexpr int64_t kBlockSums = 32 * 32;
+constexpr int64_t kFewSteps = 8;  // along K, of an activation that takes longer than the products
+
+// Finishes rows of a block of up to 32 columns by the epilogue of its kind.
+class FinishAny {
+ public:
+  static constexpr bool kActivates = true;
+
+  explicit FinishAny(const GemmS8S8S32& p) : p_(p), epilogue_(select_epilogue<Avx512Vec>(p)) {}
+
+  void begin(int64_t column) {
+    column_ = column;
+    columns_ = std::min<int64_t>(32, p_.n - column);
+  }
+  void rows(const int32_t* acc, int64_t row, int64_t rows) const {
+    epilogue_(p_, acc, 32, row, rows, column_, columns_);
+  }
+
+ protected:
+  const GemmS8S8S32& p_;
+  int64_t column_ = 0, columns_ = 0;
+
+ private:
+  EpilogueFn epilogue_;
+};
+
+// The most frequent kinds in line, with the terms of the columns at hand: few rows at a time are
+// worth no call (GCC's vzeroupper, the terms: 128 x 768 x 768 takes 1.16 times as long with them).
+template <Activation kActivation, DType kOut, bool kResidual>
+class FinishInLine : public FinishAny {
+ public:
+  static constexpr bool kActivates = kActivation != Activation::none;
+
+  using FinishAny::FinishAny;
+
+  void begin(int64_t column) {
+    FinishAny::begin(column);
+    if (columns_ < 32) return;
+    terms_[0] = column_terms<V>(p_, column);
+    terms_[1] = column_terms<V>(p_, column + V::width);
+  }
+  void rows(const int32_t* acc, int64_t row, int64_t rows) const {
+    if (columns_ < 32) return FinishAny::rows(acc, row, rows);
+    const int64_t at = column_ * size_of(kOut);
+    char* out = static_cast<char*>(p_.out) + row * p_.out_ld_bytes + at;
+    const char* residual = nullptr;
+    if constexpr (kResidual) {
+      residual = static_cast<const char*>(p_.residual) + row * p_.residual_ld_bytes + at;
+    }
+    const ColumnTerms<V> t0 = terms_[0], t1 = terms_[1];
+    const float *a_scale = p_.a_scale + row, *a_offset = p_.a_offset + row, *end = a_scale + rows;
+    for (; a_scale != end; ++a_scale, ++a_offset, acc += 32, out += p_.out_ld_bytes) {
+      const auto scale = V::set1(*a_scale), offset = V::set1(*a_offset);
+      auto y0 = activate<V, kActivation>(t0.dequantize(V::from_s32(acc), scale, offset));
+      auto y1 = activate<V, kActivation>(t1.dequantize(V::from_s32(acc + V::width), scale, offset));
+      if constexpr (kResidual) {
+        y0 = V::add(y0, V::load(residual, kOut));
+        y1 = V::add(y1, V::load(residual + kVectorBytes, kOut));
+        residual += p_.residual_ld_bytes;
+      }
+      V::store(out, kOut, y0);
+      V::store(out + kVectorBytes, kOut, y1);
+    }
+  }
+
+ private:
+  using V = Avx512Vec;
+  static constexpr int64_t kVectorBytes = V::width * size_of(kOut);
+  ColumnTerms<V> terms_[2];
+};
 
 // A 32 x 32 block of sums on its way to the output.
 struct Block {
@@ -81,10 +152,10 @@ inline void load_operand(const int8_t* tile) {
 
 // Blocks of 32 x 32 (or 17 to 31 rows, if the tiles are so configured), one after the other; C in
 // tiles 0-3, A in 4, 5, B in 6, 7. A stays in L1 and B is streamed, or the other way around.
-template <bool kKeepA>
+template <bool kKeepA, class Finish>
 class Blocks2x2 {
  public:
-  Blocks2x2(const GemmS8S8S32& p, EpilogueFn epilogue) : p_(p), epilogue_(epilogue) {}
+  explicit Blocks2x2(const GemmS8S8S32& p) : p_(p), finish_(p) {}
 
   // Adds `steps` tiles along K from k_begin to the sums of `block`, zero before k_begin = 0.
   void add(const Block& block, int64_t k_begin, int64_t steps, Ahead ahead = {}) {
@@ -107,7 +178,8 @@ class Blocks2x2 {
     next_sums<3>(last_.sums, block.sums, first);
     tile_dp_s8<3, 5, 7>();
     fetch(ahead, 0);
-    const int64_t rows_a_step = kKeepA ? (last_.rows + steps - 1) / steps : last_.rows;
+    const bool at_once = Finish::kActivates && steps <= kFewSteps;
+    const int64_t rows_a_step = at_once ? last_.rows : (last_.rows + steps - 1) / steps;
     for (int64_t k = 1; k < steps; ++k) {
       finish_last(rows_a_step);
       load_b<6>(b0 + k * kTile);
@@ -123,6 +195,7 @@ class Blocks2x2 {
     finish_last(last_.rows);
     last_ = block;
     finished_ = 0;
+    finish_.begin(block.column);
   }
 
   // Stores and finishes the last block.
@@ -157,30 +230,35 @@ class Blocks2x2 {
   void finish_last(int64_t most) {
     const int64_t rows = last_.complete ? std::min(most, last_.rows - finished_) : 0;
     if (rows == 0) return;
-    epilogue_(p_, last_.sums + finished_ * 32, 32, last_.row + finished_, rows, last_.column,
-              std::min<int64_t>(32, p_.n - last_.column));
+    finish_.rows(last_.sums + finished_ * 32, last_.row + finished_, rows);
     finished_ += rows;
   }
 
   const GemmS8S8S32& p_;
-  EpilogueFn epilogue_;
+  Finish finish_;
   Block last_;
   int64_t finished_ = 0;  // rows of the last block
 };
 
-// The slice of a pair of panels that comes after the one at column n and k; null after the last
-// pair.
-const int8_t* next_slice(const GemmS8S8S32& p, int64_t n, int64_t k) {
-  if (k + kSliceK < p.k_pad) return p.panels + n * p.k_pad + (k + kSliceK) * kPanelColumns;
+// K of a slice, if all are as long.
+int64_t slice_k(const GemmS8S8S32& p) {
+  const int64_t slices = (p.k_pad + kSliceK - 1) / kSliceK;
+  return round_up((p.k_pad + slices - 1) / slices, kBlockK);
+}
+
+// The slice of a pair of panels that comes after the one at column n that ends at k_end; null after
+// the last pair.
+const int8_t* next_slice(const GemmS8S8S32& p, int64_t n, int64_t k_end) {
+  if (k_end < p.k_pad) return p.panels + n * p.k_pad + k_end * kPanelColumns;
   return n + 64 <= round_up(p.n, kPanelColumns) ? p.panels + (n + 32) * p.k_pad : nullptr;
 }
 
 // Rows [row, row + rows) x columns [begin, end), K <= kKeepK. rows: a multiple of 32, or 17 to 31.
-void rows_outside(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
-                  int64_t begin, int64_t end) {
+template <class Finish>
+void rows_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t begin, int64_t end) {
   alignas(64) int32_t sums[2][kBlockSums];
   int turn = 0;
-  Blocks2x2<true> blocks(p, epilogue);
+  Blocks2x2<true, Finish> blocks(p);
   for (int64_t m = 0; m < rows; m += 32) {
     for (int64_t n = begin; n < end; n += 32) {
       turn ^= 1;
@@ -192,11 +270,12 @@ void rows_outside(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_
 }
 
 // The same for any K.
-void columns_outside(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int64_t rows,
-                     int64_t begin, int64_t end) {
+template <class Finish>
+void columns_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t begin, int64_t end) {
+  const int64_t slice = slice_k(p);
   // Two sets: the last blocks of a pair of panels are stored while the next pair begins.
   alignas(64) int32_t sums[2][kMostRows / 32 * kBlockSums];
-  Blocks2x2<false> blocks(p, epilogue);
+  Blocks2x2<false, Finish> blocks(p);
   for (int64_t m_begin = 0; m_begin < rows; m_begin += kMostRows) {
     const int64_t m_end = std::min(rows, m_begin + kMostRows);
     // A step multiplies 16 lines of either panel, once for each block of rows. Lines that are
@@ -204,18 +283,46 @@ void columns_outside(const GemmS8S8S32& p, EpilogueFn epilogue, int64_t row, int
     const int64_t row_blocks = (m_end - m_begin + 31) / 32;
     const int64_t lines = row_blocks == 1 ? 0 : (16 + row_blocks - 1) / row_blocks;
     for (int64_t n = begin; n < end; n += 32) {
-      for (int64_t k = 0; k < p.k_pad; k += kSliceK) {
-        const int64_t steps = std::min(kSliceK, p.k_pad - k) / kBlockK;
-        const int8_t* next = next_slice(p, n, k);
+      for (int64_t k = 0; k < p.k_pad; k += slice) {
+        const int64_t k_end = std::min(p.k_pad, k + slice), steps = (k_end - k) / kBlockK;
+        const int8_t* next = next_slice(p, n, k_end);
         for (int64_t m = m_begin; m < m_end; m += 32) {
           blocks.add({sums[n / 32 % 2] + (m - m_begin) * 32, row + m,
-                      std::min<int64_t>(32, rows - m), n, k + kSliceK >= p.k_pad},
+                      std::min<int64_t>(32, rows - m), n, k_end == p.k_pad},
                      k, steps, next == nullptr ? Ahead{} : Ahead{next, lines});
           if (next != nullptr) next += steps * lines * kLine;
         }
       }
     }
     blocks.flush();
+  }
+}
+
+using Blocks2x2Fn = void (*)(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t begin,
+                             int64_t end);
+
+template <class Finish>
+Blocks2x2Fn select_order(const GemmS8S8S32& p) {
+  return p.k_pad <= kKeepK ? rows_outside<Finish> : columns_outside<Finish>;
+}
+
+template <Activation kActivation>
+Blocks2x2Fn select_in_line(const GemmS8S8S32& p) {
+  if (p.multiplier == nullptr && p.out_dtype == DType::f32) {
+    return p.residual ? select_order<FinishInLine<kActivation, DType::f32, true>>(p)
+                      : select_order<FinishInLine<kActivation, DType::f32, false>>(p);
+  }
+  if (p.multiplier == nullptr && p.out_dtype == DType::bf16 && p.residual == nullptr) {
+    return select_order<FinishInLine<kActivation, DType::bf16, false>>(p);
+  }
+  return select_order<FinishAny>(p);
+}
+
+Blocks2x2Fn select_blocks_2x2(const GemmS8S8S32& p) {
+  switch (p.activation) {
+    case Activation::none: return select_in_line<Activation::none>(p);
+    case Activation::gelu: return select_in_line<Activation::gelu>(p);
+    default: return select_order<FinishAny>(p);
   }
 }
 
@@ -289,7 +396,7 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
   if (tail > 0 && tail <= 16 && p.m > 32) tail += 32;
   const int64_t main = p.m - tail;
   const EpilogueFn epilogue = select_epilogue<Avx512Vec>(p);
-  const auto blocks_2x2 = p.k_pad <= kKeepK ? rows_outside : columns_outside;
+  const Blocks2x2Fn blocks_2x2 = select_blocks_2x2(p);
   // Equal chunks of columns of at most kChunkBytes, read once for each group of rows.
   const int64_t most = std::max<int64_t>(64, kChunkBytes / p.k_pad);
   const int64_t chunks = (p.n + most - 1) / most;
@@ -299,7 +406,7 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
     const int64_t end = std::min(p.n, begin + nc);
     if (main > 0) {
       tiles.configure({16, 16, 16, 16, 16, 16, 16, 16});
-      blocks_2x2(p, epilogue, 0, main, begin, end);
+      blocks_2x2(p, 0, main, begin, end);
     }
     const int r = int(tail % 16 == 0 ? 16 : tail % 16);
     if (tail > 32) {
@@ -307,7 +414,7 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
       for (int64_t n = begin; n < end; n += 16) block_3x1(p, epilogue, main, tail, n);
     } else if (tail > 16) {
       tiles.configure({16, 16, r, r, 16, r, 16, 16});
-      blocks_2x2(p, epilogue, main, tail, begin, end);
+      blocks_2x2(p, main, tail, begin, end);
     } else if (tail > 0) {
       tiles.configure({r, r, r, r, r, 16, 16, 16});
       for (int64_t n = begin; n < end; n += 64) block_1x4(p, epilogue, main, tail, n);
