@@ -146,6 +146,27 @@ void check_many_tasks(int64_t m, int64_t n, int64_t k) {
   for (const auto& out : got) CHECK(out == want);
 }
 
+// So few rows, so long, that they are quantised once for all tasks.
+void check_shared_rows() {
+  constexpr int64_t kM = 97, kN = 310, kK = 2000;
+  const std::string before = isa_cap();
+  const Linear linear(10, kM, kN, kK, DType::f32);
+  const auto want = linear.run(1, serial);
+  for (int i = 0; i < kIsaCount; ++i) {
+    set_isa_cap(before.c_str());
+    if (!isa_allowed(Isa(i))) continue;
+    set_isa_cap(isa_name(Isa(i)));
+    results().context = std::string("linear, shared rows: ") + isa_name(Isa(i));
+    for (int threads : {2, 5}) {
+      CHECK(
+          plan_linear(kM, round_up(kN, kPanelColumns), round_up(kK, kBlockK), threads).share_rows);
+      CHECK(linear.run(threads, serial) == want);
+      CHECK(linear.run(threads, threaded) == want);
+    }
+  }
+  set_isa_cap(before.c_str());
+}
+
 void check_empty() {
   const Linear linear(9, 4, 8, 0, DType::f32);
   const auto out = linear.run(2, threaded, 0, 4, Activation::none, false);
@@ -166,6 +187,7 @@ void test_linear() {
     check_many_tasks(150, 700, 100);
     check_many_tasks(290, 33, 4000);
   });
+  group("linear: rows shared by tasks", check_shared_rows);
   group("linear: K = 0, M = 0", check_empty);
 }
 

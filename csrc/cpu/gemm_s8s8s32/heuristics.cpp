@@ -1,15 +1,16 @@
 #include "cpu/gemm_s8s8s32/heuristics.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace fastinfer::cpu {
 
 namespace {
 
 // Cost model in cycles of one core, per ISA: multiply-adds a cycle, and cycles that reading a byte
-// of weights from beyond the L2 cache adds, that it takes to quantise an element and to start a
-// parallel region. Each of two tasks that share columns quantises the same rows; each of two that
-// share rows reads the same weights.
+// of weights from beyond the L2 cache adds, that it takes to quantise an element, to read one that
+// another core has quantised and to start a parallel region. Two tasks with the same rows quantise
+// them each, or share them; two with the same columns read the same weights.
 double macs_per_cycle(Isa isa) {
   switch (isa) {
     case Isa::generic: return 1;
@@ -26,6 +27,7 @@ double macs_per_cycle(Isa isa) {
 }
 constexpr double kCyclesPerWeightByte = 0.08;
 constexpr double kCyclesPerQuantizedElement = 0.35;
+constexpr double kCyclesPerSharedElement = 0.13;
 constexpr double kCyclesPerExpandedByte = 0.1;
 constexpr double kCyclesPerParallelRegion = 8000;
 
@@ -56,10 +58,13 @@ constexpr int64_t kCachedWeightBytes = 3 << 19;
 // Expanded panels of a masked weight: a quarter of a 1 MiB L2.
 constexpr int64_t kExpandedBytes = 256 << 10;
 
+double quantize_cycles(double m, double k) { return m * k * kCyclesPerQuantizedElement; }
+
+// Beside quantising.
 double task_cycles(double m, double n, double k, Isa isa, const WeightKinds& kinds) {
   const double work = kinds.masked ? 1 : kinds.stored;
   return work * m * n * k / macs_per_cycle(isa) + kinds.stored * n * k * kCyclesPerWeightByte +
-         (kinds.masked ? n * k * kCyclesPerExpandedByte : 0) + m * k * kCyclesPerQuantizedElement;
+         (kinds.masked ? n * k * kCyclesPerExpandedByte : 0);
 }
 
 // Rows that a piece of a task along M has at least.
@@ -116,18 +121,26 @@ LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, const W
   const Isa isa = plan.gemm->isa;
   const int64_t rows = std::max<int64_t>(1, (m + kRowStep - 1) / kRowStep);
   const int64_t panels = std::max<int64_t>(1, (n + kPanelColumns - 1) / kPanelColumns);
-  double best = task_cycles(double(m), double(n), double(k_pad), isa, kinds);
+  // Rows that all tasks find in one place: as many as stay in L2.
+  const double shared =
+      double(m) * double(k_pad) <= double(kQuantizedBytes)
+          ? quantize_cycles(double(m) / threads, double(k_pad)) + kCyclesPerParallelRegion
+          : std::numeric_limits<double>::infinity();
+  double best = task_cycles(double(m), double(n), double(k_pad), isa, kinds) +
+                quantize_cycles(double(m), double(k_pad));
   for (int64_t tm = 1; tm <= std::min<int64_t>(threads, rows); ++tm) {
     const int64_t tn = std::min<int64_t>(threads / tm, panels);
     if (tm * tn == 1) continue;
     const double task_m = std::min<double>(double(m), double((rows + tm - 1) / tm * kRowStep));
     const double task_n = double((panels + tn - 1) / tn * kPanelColumns);
-    const double cycles =
-        task_cycles(task_m, task_n, double(k_pad), isa, kinds) + kCyclesPerParallelRegion;
+    const double own = quantize_cycles(task_m, double(k_pad));
+    const double cycles = task_cycles(task_m, task_n, double(k_pad), isa, kinds) +
+                          std::min(own, shared) + kCyclesPerParallelRegion;
     if (cycles < best) {
       best = cycles;
       plan.tasks_m = tm;
       plan.tasks_n = tn;
+      plan.share_rows = shared < own;
     }
   }
   // Equal chunks of at most kQuantizedBytes, and of a piece of the task.

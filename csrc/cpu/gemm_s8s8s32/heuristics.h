@@ -22,6 +22,8 @@ struct LinearPlan {
   uint8_t flip;
   int64_t mc;                // rows quantised and multiplied at a time
   int64_t tasks_m, tasks_n;  // the grid of tasks, tasks_m * tasks_n <= threads
+  bool share_rows;           // whether rows of floats are quantised once, by all threads, and not
+                             // by each of the tasks that need them
 };
 
 // The kernel that selection takes for m rows and a weight of so many bytes.

@@ -14,6 +14,17 @@ namespace fastinfer::cpu {
 
 namespace {
 
+// Rows of x as a kernel reads them, on from one that begins a block of the layout.
+struct Rows {
+  float* scale;
+  float* offset;
+  int8_t* q;
+
+  Rows from(int64_t row, int64_t k_pad) const {
+    return {scale + row, offset + row, q + row * k_pad};
+  }
+};
+
 struct Job {
   const LinearW8A8* p;
   LinearPlan plan;
@@ -22,26 +33,29 @@ struct Job {
   int64_t unit_panels, units_per_chunk;  // of a task; a unit and a chunk make a piece
   bool in_place;                         // the rows of x are what the kernel reads
   bool prepare;                          // whether the kernel prepares the rows of a chunk
+  bool share_rows;
+  Rows shared;  // of all x, if rows are shared
+  int64_t rows_per_share;
   GateTile gate;
   int64_t columns_scratch;  // bytes
   Pieces* pieces;
   std::atomic<bool> ok{true};
 };
 
-// What a task keeps in its scratch: scales and offsets of a chunk, its quantised rows, what the
-// kernel prepares of them, what a sparse weight asks for, and the part of a gate that waits for its
-// factor.
+// Bytes of the scales and offsets of so many rows.
+int64_t scale_bytes(int64_t rows) { return round_up(rows * 8, 64); }
+
+// What a task keeps in its scratch: the rows of a chunk, what the kernel prepares of them, what a
+// sparse weight asks for, and the part of a gate that waits for its factor.
 struct Buffers {
-  float* scale;
-  float* offset;
-  int8_t* q;
+  Rows rows;
   int8_t* prepared;
   int8_t* columns;
   float* gate;
 
-  static int64_t scale_bytes(const Job& job) { return round_up(job.plan.mc * 8, 64); }
   static int64_t row_bytes(const Job& job) {
-    return job.in_place ? 0 : round_up(job.plan.mc * job.p->weights[0].packed.k_pad, 64);
+    if (job.in_place || job.share_rows) return 0;
+    return round_up(job.plan.mc * job.p->weights[0].packed.k_pad, 64);
   }
   static int64_t prepared_bytes(const Job& job) {
     if (!job.prepare) return 0;
@@ -50,13 +64,13 @@ struct Buffers {
   }
   static int64_t bytes(const Job& job) {
     const int64_t gate = job.p->gated ? job.gate.rows * job.gate.ld * int64_t(sizeof(float)) : 0;
-    return scale_bytes(job) + row_bytes(job) + prepared_bytes(job) + job.columns_scratch + gate;
+    return scale_bytes(job.plan.mc) + row_bytes(job) + prepared_bytes(job) + job.columns_scratch +
+           gate;
   }
   Buffers(const Job& job, void* memory)
-      : scale(static_cast<float*>(memory)),
-        offset(scale + job.plan.mc),
-        q(static_cast<int8_t*>(memory) + scale_bytes(job)),
-        prepared(q + row_bytes(job)),
+      : rows{static_cast<float*>(memory), static_cast<float*>(memory) + job.plan.mc,
+             static_cast<int8_t*>(memory) + scale_bytes(job.plan.mc)},
+        prepared(rows.q + row_bytes(job)),
         columns(prepared + prepared_bytes(job)),
         gate(reinterpret_cast<float*>(columns + job.columns_scratch)) {}
 };
@@ -79,9 +93,9 @@ void lay_out_rows(const QuantizeRowwise& p) {
   }
 }
 
-// Rows [m, m + rows) of x as the kernel reads them: gemm.m, a, a_scale, a_offset.
-void prepare_rows(const Job& job, int64_t m, int64_t rows, const Buffers& buffers,
-                  GemmS8S8S32* gemm) {
+// Rows [m, m + rows) of x as the kernel reads them, in `to` or where they are: gemm.m, a, a_scale,
+// a_offset.
+void prepare_rows(const Job& job, int64_t m, int64_t rows, const Rows& to, GemmS8S8S32* gemm) {
   const LinearW8A8& p = *job.p;
   QuantizeRowwise chunk{};
   chunk.x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
@@ -92,14 +106,14 @@ void prepare_rows(const Job& job, int64_t m, int64_t rows, const Buffers& buffer
   chunk.k_store = p.weights[0].packed.k_pad;
   chunk.tile_rows = job.plan.tile_rows;
   chunk.flip = job.plan.flip;
-  chunk.q = buffers.q;
-  chunk.scale = buffers.scale;
-  chunk.offset = buffers.offset;
+  chunk.q = to.q;
+  chunk.scale = to.scale;
+  chunk.offset = to.offset;
 
   gemm->m = rows;
-  gemm->a = buffers.q;
-  gemm->a_scale = buffers.scale;
-  gemm->a_offset = buffers.offset;
+  gemm->a = to.q;
+  gemm->a_scale = to.scale;
+  gemm->a_offset = to.offset;
   if (p.x_dtype != DType::s8) {
     if (p.x_scale != nullptr) {
       chunk.static_scale = *p.x_scale;
@@ -116,9 +130,19 @@ void prepare_rows(const Job& job, int64_t m, int64_t rows, const Buffers& buffer
     gemm->a_scale = p.x_scale + m;
     gemm->a_offset = p.x_offset + m;
   } else {
-    std::fill_n(buffers.scale, rows, *p.x_scale);
-    std::fill_n(buffers.offset, rows, *p.x_offset);
+    std::fill_n(to.scale, rows, *p.x_scale);
+    std::fill_n(to.offset, rows, *p.x_offset);
   }
+}
+
+// A task before those that multiply: some of the rows that they share.
+void share_rows(void* context, int64_t share) {
+  const Job& job = *static_cast<const Job*>(context);
+  const int64_t m = share * job.rows_per_share;
+  const int64_t rows = std::min(job.rows_per_share, job.p->m - m);
+  if (rows <= 0) return;
+  GemmS8S8S32 unused{};
+  prepare_rows(job, m, rows, job.shared.from(m, job.p->weights[0].packed.k_pad), &unused);
 }
 
 // The output and the residual, moved to a row and a column.
@@ -204,7 +228,16 @@ void run_piece(const Job& job, int64_t task, int64_t unit, const Buffers& buffer
     chunk->rows = {};
     chunk->rows.k_pad = p.weights[0].packed.k_pad;
     chunk->rows.zen4 = is_zen4();
-    prepare_rows(job, m, std::min(job.plan.mc, m_end - m), buffers, &chunk->rows);
+    const int64_t rows = std::min(job.plan.mc, m_end - m);
+    if (job.share_rows) {
+      const Rows shared = job.shared.from(m, chunk->rows.k_pad);
+      chunk->rows.m = rows;
+      chunk->rows.a = shared.q;
+      chunk->rows.a_scale = shared.scale;
+      chunk->rows.a_offset = shared.offset;
+    } else {
+      prepare_rows(job, m, rows, buffers.rows, &chunk->rows);
+    }
     if (job.prepare) {
       job.plan.gemm->prepare.run(chunk->rows.a, chunk->rows.m, chunk->rows.k_pad, buffers.prepared);
       chunk->rows.prepared = buffers.prepared;
@@ -265,6 +298,17 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   job.in_place = p.x_dtype == DType::s8 && job.plan.tile_rows == 1 && job.plan.flip == 0 &&
                  first.k == first.k_pad && (p.m == 1 || p.ldx_bytes == first.k);
   job.prepare = job.plan.gemm->prepare.run != nullptr && !kinds.only_bsr;
+  job.share_rows = job.plan.share_rows && p.x_dtype != DType::s8;
+  if (job.share_rows) {
+    static thread_local Scratch scratch;
+    char* memory =
+        static_cast<char*>(scratch.at_least(size_t(scale_bytes(p.m) + p.m * first.k_pad)));
+    if (memory == nullptr) return false;
+    float* scale = reinterpret_cast<float*>(memory);
+    job.shared = {scale, scale + p.m, reinterpret_cast<int8_t*>(memory + scale_bytes(p.m))};
+    job.rows_per_share = round_up(ceil_div(p.m, threads), kPanelColumns);
+    parallel_for(threads, share_rows, &job);
+  }
   job.gate = gate_tile(std::min(p.m, job.plan.mc));
   job.columns_scratch = 0;
   for (int64_t i = 0; i < p.weight_count; ++i) {
