@@ -14,14 +14,15 @@
 //     stays in L1 for all rows, the next one is fetched into L2 meanwhile; the sums of all row
 //     blocks wait between slices.
 // The sums of a block are stored between the first products of the next one, which hides the
-// latency of the last products, and finished a few rows a step; all at once where an activation
-// would hold up the few products of a step.
+// latency of the last products, and finished a few rows a step; all at once where a division would
+// hold up the few products of a step.
 // Bound, beside the products, by lines on their way to L1, whose buffers are few: an operand from
 // L2 takes 1.4 cycles a line, eight lines a product; a line of output takes 4 to 5 from L2, 8 to
 // 10 from L3. Measured on one core, quantised rows in L2 and float32 out, of the peak: 64 %
 // at 128 x 768 x 768, 51 % at 512 x 768 x 3072 (6 MiB of output), 55 % at 128 x 3072 x 768.
-// Floating-point instructions run beside tdpbssd at one a cycle, not two, so that an activation of
-// n of them is bound by 64 n cycles a block: GELU, 24, takes longer than the products of K < 1500.
+// Floating-point instructions run beside tdpbssd at one a cycle, not two, shuffles besides, so that
+// an activation of n of them is bound by 64 n cycles a block: GELU, 16, takes longer than the
+// products of K < 1000.
 // Fewer than 33 rows, and what is left over, take the shapes 1x4, 2x2, 3x1 with tiles of just as
 // many rows as there are: time grows evenly with M.
 // Overflow: none, |sum| <= 128 * 128 * 131071 < 2^31. Slow: outputs that miss L2; one row (AVX-512
@@ -45,12 +46,12 @@ constexpr int64_t kKeepK = 1024, kSliceK = 1024;
 constexpr int64_t kChunkBytes = 1 << 20;  // of panels, half of a 2 MiB L2
 constexpr int64_t kMostRows = 256;        // whose sums wait between slices
 constexpr int64_t kBlockSums = 32 * 32;
-constexpr int64_t kFewSteps = 8;  // along K, of an activation that takes longer than the products
+constexpr int64_t kFewSteps = 8;  // along K: an activation takes longer than the products
 
 // Finishes rows of a block of up to 32 columns by the epilogue of its kind.
 class FinishAny {
  public:
-  static constexpr bool kActivates = true;
+  static constexpr bool kInLine = false;
 
   explicit FinishAny(const GemmS8S8S32& p) : p_(p), epilogue_(select_epilogue<Avx512Vec>(p)) {}
 
@@ -75,7 +76,7 @@ class FinishAny {
 template <Activation kActivation, DType kOut, bool kResidual>
 class FinishInLine : public FinishAny {
  public:
-  static constexpr bool kActivates = kActivation != Activation::none;
+  static constexpr bool kInLine = true;
 
   using FinishAny::FinishAny;
 
@@ -178,7 +179,7 @@ class Blocks2x2 {
     next_sums<3>(last_.sums, block.sums, first);
     tile_dp_s8<3, 5, 7>();
     fetch(ahead, 0);
-    const bool at_once = Finish::kActivates && steps <= kFewSteps;
+    const bool at_once = !Finish::kInLine && steps <= kFewSteps;
     const int64_t rows_a_step = at_once ? last_.rows : (last_.rows + steps - 1) / steps;
     for (int64_t k = 1; k < steps; ++k) {
       finish_last(rows_a_step);

@@ -25,6 +25,13 @@ struct Avx2Vec {
   }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static F lookup16(const float* table, F index) {
+    const __m256i i = _mm256_castps_si256(index);
+    const F low = _mm256_permutevar8x32_ps(_mm256_load_ps(table), i);
+    const F high = _mm256_permutevar8x32_ps(_mm256_load_ps(table + 8), i);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+  }
   static F keep(F v, int n, F fill) {
     return _mm256_blendv_ps(fill, v, _mm256_castsi256_ps(lanes(n)));
   }

@@ -24,6 +24,10 @@ struct Avx512Vec {
   }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F abs(F a) { return _mm512_abs_ps(a); }
+  static F lookup16(const float* table, F index) {
+    return _mm512_permutexvar_ps(_mm512_castps_si512(index), _mm512_load_ps(table));
+  }
   static F keep(F v, int n, F fill) { return _mm512_mask_blend_ps(lanes(n), fill, v); }
   static float lane_sum(F v) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));

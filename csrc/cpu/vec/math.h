@@ -4,6 +4,7 @@
 
 #include "cpu/activation.h"
 #include "cpu/host_device.h"
+#include "cpu/vec/gelu_table.h"
 
 namespace fastinfer::cpu {
 namespace {
@@ -67,27 +68,20 @@ FASTINFER_HOST_DEVICE inline typename V::F gelu_tanh(typename V::F x) {
   return V::div(x, V::add(V::set1(1.0f), exp<V>(minus_2u)));
 }
 
-// x Phi(x). Phi(x) - 1/2 = x P(x^2) / Q(x^2), a rational minimax fit (degrees 5 and 5 in x^2) on
-// |x| <= 5.5, error 0.12 * 2^-24 before rounding; the fit gives exactly -1/2 and 1/2 at the ends,
-// where x is clamped. |error| <= 4 |x| 2^-24.
+// x Phi(x) = |x| (Phi(|x|) - 1/2) + x / 2, with Phi of gelu_table.h, |x| clamped to 5.5, from where
+// on it is 0 or x. |error| < (0.52 + 1) |x| 2^-24.
 template <class V>
 FASTINFER_HOST_DEVICE inline typename V::F gelu_erf(typename V::F x) {
   using F = typename V::F;
-  const F c = V::max(V::set1(-5.5f), V::min(V::set1(5.5f), x));
-  const F t = V::mul(c, c);
-  F p = V::set1(2.2749432559976412e-08f), q = V::set1(1.1975001825703657e-06f);
-  p = V::fma(p, t, V::set1(6.352041509671835e-06f));
-  q = V::fma(q, t, V::set1(7.36458387109451e-05f));
-  p = V::fma(p, t, V::set1(0.0001688212651060894f));
-  q = V::fma(q, t, V::set1(0.0018844204023480415f));
-  p = V::fma(p, t, V::set1(0.004677233751863241f));
-  q = V::fma(q, t, V::set1(0.028645643964409828f));
-  p = V::fma(p, t, V::set1(0.033852264285087585f));
-  q = V::fma(q, t, V::set1(0.25152096152305603f));
-  p = V::fma(p, t, V::set1(0.398942232131958f));
-  q = V::fma(q, t, V::set1(1.0f));
-  const F phi = V::add(V::div(V::mul(c, p), q), V::set1(0.5f));
-  return V::mul(x, phi);
+  const F magnitude = V::abs(x), a = V::min(V::set1(5.5f), magnitude);
+  const F shifted = V::fma(a, V::set1(2.66666675f), V::set1(12582912.0f));  // n + 1.5 * 2^23
+  const F n = V::add(shifted, V::set1(-12582912.0f));
+  const F r = V::fma(n, V::set1(-0.375f), a);
+  F phi = V::lookup16(phi_coefficients(kPhiDegree), shifted);
+  FASTINFER_UNROLL
+  for (int k = kPhiDegree - 1; k >= 0; --k)
+    phi = V::fma(phi, r, V::lookup16(phi_coefficients(k), shifted));
+  return V::fma(magnitude, phi, V::mul(x, V::set1(0.5f)));
 }
 
 // max(x, 0); NaN stays NaN, -0 stays -0.

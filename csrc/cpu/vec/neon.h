@@ -23,6 +23,14 @@ struct NeonVec {
   static F select_lt(F a, F b, F x, F y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
   static F min(F a, F b) { return select_lt(a, b, a, b); }
   static F max(F a, F b) { return select_lt(b, a, a, b); }
+  static F abs(F a) { return vabsq_f32(a); }
+  static F lookup16(const float* table, F index) {
+    const uint32x4_t i = vandq_u32(vreinterpretq_u32_f32(index), vdupq_n_u32(15));
+    // The four bytes of element i begin at byte 4 i.
+    const uint32x4_t bytes = vaddq_u32(vmulq_n_u32(i, 0x04040404u), vdupq_n_u32(0x03020100u));
+    return vreinterpretq_f32_u8(vqtbl4q_u8(vld1q_u8_x4(reinterpret_cast<const uint8_t*>(table)),
+                                           vreinterpretq_u8_u32(bytes)));
+  }
   static F keep(F v, int n, F fill) {
     constexpr uint32_t kLanes[4] = {0, 1, 2, 3};
     return vbslq_f32(vcltq_u32(vld1q_u32(kLanes), vdupq_n_u32(uint32_t(n))), v, fill);

@@ -28,6 +28,11 @@ struct ScalarVec {
   // a < b ? a : b and a > b ? a : b: b where either is NaN.
   FASTINFER_HOST_DEVICE static F min(F a, F b) { return a < b ? a : b; }
   FASTINFER_HOST_DEVICE static F max(F a, F b) { return a > b ? a : b; }
+  FASTINFER_HOST_DEVICE static F abs(F a) { return std::fabs(a); }
+  // table[i], i the low four bits of index. The table is aligned to 64 bytes.
+  FASTINFER_HOST_DEVICE static F lookup16(const float* table, F index) {
+    return table[to_bits(index) & 15];
+  }
   // The first n lanes of v, then those of fill.
   FASTINFER_HOST_DEVICE static F keep(F v, int n, F fill) { return n > 0 ? v : fill; }
   // Over the lanes: the sum by halves (lane i + lane i + width / 2, and so on down to one); the
