@@ -81,6 +81,7 @@ inline bool mask_shows(const Attention& p, const char* mask, int64_t begin, int6
 //   begin[group]                     first row of a group, and the number of rows at the end
 //   units[group][panel]              units of a panel that some row of the group sees, from the
 //                                    first on
+//   started[group]                   whether o of the group holds sums; before, it is to be zero
 // In pairs of bfloat16, q is not scaled, and a lane of q, k, v and p holds two elements: d and d +
 // 1, or keys j and j + 1. So there are half as many along d or j, at the begin of the same buffers.
 // There is room for what any kernel puts here: AMX tiles read and write rows up to a multiple
@@ -89,7 +90,7 @@ struct Buffers {
   float *q, *o, *l, *m, *k, *v, *s;
   Row* rows;
   int64_t* begin;
-  uint8_t* units;
+  uint8_t *units, *started;
   int64_t head_pad, bytes;
 };
 
@@ -117,6 +118,7 @@ inline Buffers buffers_of(const Attention& p, int64_t rows, void* scratch, int64
   take(b.rows, rows);
   take(b.begin, groups + 1);
   take(b.units, groups * kPanels);
+  take(b.started, groups);
   b.bytes = used;
   return b;
 }

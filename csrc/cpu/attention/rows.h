@@ -8,7 +8,8 @@
 //   kUnits                            units of keys, and of elements of d, that go together
 //   group_begin(rows, groups, g)      the first row of group g
 //   run(p, b, g_begin, g_end, first, keys_pad, finite)
-//                                     groups [g_begin, g_end) over the block of keys from `first`
+//                                     groups [g_begin, g_end) over the block of keys from `first`;
+//                                     starts those that see some of them
 #pragma once
 
 #include "cpu/attention/pack_pairs.h"
@@ -87,6 +88,14 @@ bool pack_keys(const Attention& p, const AttentionTask& t, const Buffers& b, int
   }
 }
 
+// The sums of a group that has none yet.
+inline void start_sums(const Buffers& b, int64_t g) {
+  if (b.started[g]) return;
+  b.started[g] = 1;
+  std::memset(b.o + b.begin[g] * b.head_pad, 0,
+              size_t((b.begin[g + 1] - b.begin[g]) * b.head_pad) * sizeof(float));
+}
+
 inline bool sees_some(const Buffers& b, int64_t g) {
   const uint8_t* units = b.units + g * kPanels;
   return (units[0] | units[1] | units[2] | units[3]) != 0;
@@ -124,7 +133,8 @@ void softmax_group(const Attention& p, const Buffers& b, int64_t g, int64_t firs
   for (int64_t r = begin; r < end; r += kTileRows) {
     with_constant<kTileRows>(std::min(kTileRows, end - r), [&](auto rows) {
       softmax_rows<T, decltype(rows)::value>(units, scale, s + (r - begin) * kScoreStride, b.m + r,
-                                             b.l + r * 16, b.o + r * b.head_pad, b.head_pad);
+                                             b.l + r * 16, b.started[g] != 0, b.o + r * b.head_pad,
+                                             b.head_pad);
     });
   }
 }
@@ -153,7 +163,9 @@ struct RegisterBlocks {
       }
     }
     for (int64_t g = g_begin; g < g_end; ++g) {
-      if (sees_some(b, g)) softmax_group<T, true>(p, b, g, first, scores(g));
+      if (!sees_some(b, g)) continue;
+      softmax_group<T, true>(p, b, g, first, scores(g));
+      start_sums(b, g);
     }
     const int64_t chunks = chunk_count(b.head_pad);
     for (int64_t c = 0; c < chunks; ++c) {
@@ -197,6 +209,21 @@ void finish_row(const Attention& p, const float* o, const float* l, char* out, c
   }
 }
 
+// out of groups [g_begin, g_end).
+template <class T>
+void finish_groups(const Attention& p, const AttentionTask& t, const Buffers& b, int64_t g_begin,
+                   int64_t g_end) {
+  for (int64_t g = g_begin; g < g_end; ++g) start_sums(b, g);
+  const int64_t begin = b.begin[g_begin], end = b.begin[g_end];
+  with_dtype(p.dtype, [&](auto type) {
+    for (int64_t r = begin; r < end; ++r) {
+      const char* ahead = out_at(p, t, b.rows[std::min(r + kRowsAhead, end - 1)]);
+      finish_row<T, decltype(type)::value>(p, b.o + r * b.head_pad, b.l + r * 16,
+                                           out_at(p, t, b.rows[r]), ahead);
+    }
+  });
+}
+
 template <class T, class Blocks = RegisterBlocks<T>>
 void attention_rows(const Attention& p, const AttentionTask& t) {
   const int64_t rows = t.row_end - t.row_begin;
@@ -213,30 +240,29 @@ void attention_rows(const Attention& p, const AttentionTask& t) {
     b.rows[r].mask = row.mask;
     b.m[r] = kHidden;
   });
-  std::memset(b.o, 0, size_t(rows * b.head_pad) * 4);
+  std::memset(b.started, 0, size_t(groups));
   std::memset(b.l, 0, size_t(rows * 16) * 4);
   if constexpr (T::kPairs) {
     pack_q_pairs<T>(p, t, b, rows);
   } else {
     with_dtype(p.dtype, [&](auto type) { pack_q<T, decltype(type)::value>(p, t, b, rows); });
   }
-  for (int64_t first = b.rows[0].begin / kKeyBlock * kKeyBlock; first < b.rows[rows - 1].end;
+  const int64_t keys_end = b.rows[rows - 1].end;
+  bool finished = false;
+  for (int64_t first = b.rows[0].begin / kKeyBlock * kKeyBlock; first < keys_end;
        first += kKeyBlock) {
     const int64_t keys = seen_units<Blocks::kUnits>(p, b, groups, first);
     if (keys == 0) continue;
     const int64_t keys_pad = round_up(keys, Blocks::kUnits * kUnit);
     const bool finite = pack_keys<T>(p, t, b, first, keys, keys_pad);
+    finished = first + kKeyBlock >= keys_end;
     for (int64_t g = 0; g < groups; g += Blocks::kBlockGroups) {
-      Blocks::run(p, b, g, std::min(g + Blocks::kBlockGroups, groups), first, keys_pad, finite);
+      const int64_t g_end = std::min(g + Blocks::kBlockGroups, groups);
+      Blocks::run(p, b, g, g_end, first, keys_pad, finite);
+      if (finished) finish_groups<T>(p, t, b, g, g_end);  // the sums are in L1
     }
   }
-  with_dtype(p.dtype, [&](auto type) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const char* ahead = out_at(p, t, b.rows[std::min(r + kRowsAhead, rows - 1)]);
-      finish_row<T, decltype(type)::value>(p, b.o + r * b.head_pad, b.l + r * 16,
-                                           out_at(p, t, b.rows[r]), ahead);
-    }
-  });
+  if (!finished) finish_groups<T>(p, t, b, 0, groups);
 }
 
 }  // namespace

@@ -82,11 +82,12 @@ constexpr int64_t units_at_once() {
   return 1;
 }
 
-// s, times the scale, becomes p; m, l and o of the R rows are brought up to this block. The scale
-// is greater than 0, and 1 unless T works in pairs; m, like s, is not multiplied by it.
+// s, times the scale, becomes p; m, l and, if it was started, o of the R rows are brought up to
+// this block. The scale is greater than 0, and 1 unless T works in pairs; m, like s, is not
+// multiplied by it.
 template <class T, int R>
-void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* l, float* o,
-                  int64_t head_pad) {
+void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* l, bool started,
+                  float* o, int64_t head_pad) {
   using F = typename T::F;
   constexpr int kParts = 16 / T::width;
   F most[R];
@@ -149,7 +150,7 @@ void softmax_rows(const uint8_t* units, float scale, float* s, float* m, float* 
         float* at = l + (first + r) * 16 + part * T::width;
         T::store(at, DType::f32, T::fma(T::load(at), factor, sum[r][part]));
       }
-      if (a[first + r] != 1.0f) {
+      if (started && a[first + r] != 1.0f) {
         for (int64_t d = 0; d < head_pad; d += T::width) {
           float* at = o + (first + r) * head_pad + d;
           T::store(at, DType::f32, T::mul(T::load(at), factor));

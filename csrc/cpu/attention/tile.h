@@ -9,6 +9,7 @@
 //   load_pairs(const void* p, int n)  n elements in pairs, zeros after them
 //   interleave(a, n_a, b, n_b)        pairs of an element of a and one of b, zeros after n_a, n_b
 //   dot(a, b, sum)                    sum + a[0] b[0] + a[1] b[1] of each lane
+//   greatest(v, most)                 of either element: the greater magnitude, as bits
 //   keep_nonzero(v, a)                elements of v, zero where that of a is
 //   probabilities(s, minus_u, f, p, sum) 2^((s - u) f) of kUnitsAtOnce units of scores to bfloat16
 //                                     p, zero for -Inf; returns sum + p, lane by lane, each lane

@@ -171,6 +171,7 @@ struct AmxBlocks {
       } else {
         values<kRows, false>(b, g, keys_pad);
       }
+      b.started[g] = 1;
     });
   }
 
@@ -199,7 +200,11 @@ struct AmxBlocks {
       for (int64_t u = 0; u < units; u += 2) {
         with_constant<2>(std::min<int64_t>(2, units - u), [&](auto columns) {
           constexpr int kColumns = decltype(columns)::value;
-          load_sums<kRows, kColumns>(o + u * kUnit, b.head_pad * kLaneBytes);
+          if (b.started[g]) {
+            load_sums<kRows, kColumns>(o + u * kUnit, b.head_pad * kLaneBytes);
+          } else {
+            zero_sums<kRows, kColumns>();
+          }
           each_panel(b, g, [&](int64_t pair, int64_t pairs) {
             multiply<kRows, kColumns, kFinite>(b.s + pair, kScoreBytes,
                                                v + (pair * units + u) * kUnit, units * kTileBytes,

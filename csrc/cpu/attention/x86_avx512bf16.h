@@ -22,6 +22,10 @@ struct PairTile : Avx512Tile {
     return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
   static F dot(F a, F b, F sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+  static F greatest(F v, F most) {
+    const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi16(0x7fff));
+    return _mm512_castsi512_ps(_mm512_max_epu16(magnitude, _mm512_castps_si512(most)));
+  }
   static F keep_nonzero(F v, F a) {
     const __m512i bits = _mm512_castps_si512(a);
     return _mm512_castsi512_ps(
