@@ -122,10 +122,11 @@ LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, const W
   const int64_t rows = std::max<int64_t>(1, (m + kRowStep - 1) / kRowStep);
   const int64_t panels = std::max<int64_t>(1, (n + kPanelColumns - 1) / kPanelColumns);
   // Rows that all tasks find in one place: as many as stay in L2.
-  const double shared =
-      double(m) * double(k_pad) <= double(kQuantizedBytes)
-          ? quantize_cycles(double(m) / threads, double(k_pad)) + kCyclesPerParallelRegion
-          : std::numeric_limits<double>::infinity();
+  const double elements = double(m) * double(k_pad);
+  const double shared = elements <= double(kQuantizedBytes)
+                            ? quantize_cycles(double(m) / threads, double(k_pad)) +
+                                  elements * kCyclesPerSharedElement + kCyclesPerParallelRegion
+                            : std::numeric_limits<double>::infinity();
   double best = task_cycles(double(m), double(n), double(k_pad), isa, kinds) +
                 quantize_cycles(double(m), double(k_pad));
   for (int64_t tm = 1; tm <= std::min<int64_t>(threads, rows); ++tm) {

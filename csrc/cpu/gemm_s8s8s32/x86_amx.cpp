@@ -158,7 +158,8 @@ class Blocks2x2 {
  public:
   explicit Blocks2x2(const GemmS8S8S32& p) : p_(p), finish_(p) {}
 
-  // Adds `steps` tiles along K from k_begin to the sums of `block`, zero before k_begin = 0.
+  // Adds `steps` tiles along K from k_begin to the sums of `block`, zero before k_begin = 0. Those
+  // of the last block are stored and finished meanwhile, so that both may have the same place.
   void add(const Block& block, int64_t k_begin, int64_t steps, Ahead ahead = {}) {
     const int64_t a1_step = (block.rows - 16) * 64;
     const int8_t* a0 = p_.a + block.row * p_.k_pad + k_begin * 16;
@@ -257,14 +258,11 @@ const int8_t* next_slice(const GemmS8S8S32& p, int64_t n, int64_t k_end) {
 // Rows [row, row + rows) x columns [begin, end), K <= kKeepK. rows: a multiple of 32, or 17 to 31.
 template <class Finish>
 void rows_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t begin, int64_t end) {
-  alignas(64) int32_t sums[2][kBlockSums];
-  int turn = 0;
+  alignas(64) int32_t sums[kBlockSums];
   Blocks2x2<true, Finish> blocks(p);
   for (int64_t m = 0; m < rows; m += 32) {
     for (int64_t n = begin; n < end; n += 32) {
-      turn ^= 1;
-      blocks.add({sums[turn], row + m, std::min<int64_t>(32, rows - m), n, true}, 0,
-                 p.k_pad / kBlockK);
+      blocks.add({sums, row + m, std::min<int64_t>(32, rows - m), n, true}, 0, p.k_pad / kBlockK);
     }
   }
   blocks.flush();
@@ -274,8 +272,7 @@ void rows_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t begin
 template <class Finish>
 void columns_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t begin, int64_t end) {
   const int64_t slice = slice_k(p);
-  // Two sets: the last blocks of a pair of panels are stored while the next pair begins.
-  alignas(64) int32_t sums[2][kMostRows / 32 * kBlockSums];
+  alignas(64) int32_t sums[kMostRows / 32 * kBlockSums];
   Blocks2x2<false, Finish> blocks(p);
   for (int64_t m_begin = 0; m_begin < rows; m_begin += kMostRows) {
     const int64_t m_end = std::min(rows, m_begin + kMostRows);
@@ -288,8 +285,8 @@ void columns_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t be
         const int64_t k_end = std::min(p.k_pad, k + slice), steps = (k_end - k) / kBlockK;
         const int8_t* next = next_slice(p, n, k_end);
         for (int64_t m = m_begin; m < m_end; m += 32) {
-          blocks.add({sums[n / 32 % 2] + (m - m_begin) * 32, row + m,
-                      std::min<int64_t>(32, rows - m), n, k_end == p.k_pad},
+          blocks.add({sums + (m - m_begin) * 32, row + m, std::min<int64_t>(32, rows - m), n,
+                      k_end == p.k_pad},
                      k, steps, next == nullptr ? Ahead{} : Ahead{next, lines});
           if (next != nullptr) next += steps * lines * kLine;
         }
