@@ -23,6 +23,12 @@ struct Rows {
   Rows from(int64_t row, int64_t k_pad) const {
     return {scale + row, offset + row, q + row * k_pad};
   }
+  void give(int64_t rows, GemmS8S8S32* gemm) const {
+    gemm->m = rows;
+    gemm->a = q;
+    gemm->a_scale = scale;
+    gemm->a_offset = offset;
+  }
 };
 
 struct Job {
@@ -110,10 +116,7 @@ void prepare_rows(const Job& job, int64_t m, int64_t rows, const Rows& to, GemmS
   chunk.scale = to.scale;
   chunk.offset = to.offset;
 
-  gemm->m = rows;
-  gemm->a = to.q;
-  gemm->a_scale = to.scale;
-  gemm->a_offset = to.offset;
+  to.give(rows, gemm);
   if (p.x_dtype != DType::s8) {
     if (p.x_scale != nullptr) {
       chunk.static_scale = *p.x_scale;
@@ -230,11 +233,7 @@ void run_piece(const Job& job, int64_t task, int64_t unit, const Buffers& buffer
     chunk->rows.zen4 = is_zen4();
     const int64_t rows = std::min(job.plan.mc, m_end - m);
     if (job.share_rows) {
-      const Rows shared = job.shared.from(m, chunk->rows.k_pad);
-      chunk->rows.m = rows;
-      chunk->rows.a = shared.q;
-      chunk->rows.a_scale = shared.scale;
-      chunk->rows.a_offset = shared.offset;
+      job.shared.from(m, chunk->rows.k_pad).give(rows, &chunk->rows);
     } else {
       prepare_rows(job, m, rows, buffers.rows, &chunk->rows);
     }

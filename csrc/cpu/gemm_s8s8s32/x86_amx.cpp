@@ -10,19 +10,18 @@
 //   - K <= kKeepK: rows outside, columns inside. 32 rows of A stay in L1 for kChunkBytes of panels
 //     in L2, and the pages of 32 output rows are written one after the other;
 //   - K > kKeepK: columns outside, rows inside, K in equal slices of at most kSliceK: a slice of a
-//   pair of panels
-//     stays in L1 for all rows, the next one is fetched into L2 meanwhile; the sums of all row
-//     blocks wait between slices.
+//     pair of panels stays in L1 for all rows, the next one is fetched into L2 meanwhile; the sums
+//     of all row blocks wait between slices.
 // The sums of a block are stored between the first products of the next one, which hides the
 // latency of the last products, and finished a few rows a step; all at once where a division would
 // hold up the few products of a step.
 // Bound, beside the products, by lines on their way to L1, whose buffers are few: an operand from
-// L2 takes 1.4 cycles a line, eight lines a product; a line of output takes 4 to 5 from L2, 8 to
-// 10 from L3. Measured on one core, quantised rows in L2 and float32 out, of the peak: 64 %
-// at 128 x 768 x 768, 51 % at 512 x 768 x 3072 (6 MiB of output), 55 % at 128 x 3072 x 768.
-// Floating-point instructions run beside tdpbssd at one a cycle, not two, shuffles besides, so that
-// an activation of n of them is bound by 64 n cycles a block: GELU, 16, takes longer than the
-// products of K < 1000.
+// L2 takes 1.4 cycles a line, eight lines a product; a line of output takes 3 to 5 from L2, 7 to
+// 10 from L3. Measured on one core, quantised rows in L2 and float32 out, of the peak: 71 %
+// at 128 x 768 x 768, 57 % at 512 x 768 x 3072 (6 MiB of output), 58 % at 128 x 3072 x 768.
+// Floating-point instructions run beside tdpbssd at one a cycle, not two, and shuffles besides, so
+// that an activation of n of them is bound by 64 n cycles a block: GELU, 16 with what comes before
+// it, takes longer than the products of K < 1024.
 // Fewer than 33 rows, and what is left over, take the shapes 1x4, 2x2, 3x1 with tiles of just as
 // many rows as there are: time grows evenly with M.
 // Overflow: none, |sum| <= 128 * 128 * 131071 < 2^31. Slow: outputs that miss L2; one row (AVX-512
