@@ -3,9 +3,11 @@
 //   isa <name> supported | not supported: why
 //   row <kernel> <isa> ran | skipped: why
 //   row <kernel> <isa> emulated | not emulated: why
-// An argument runs one of the parts below.
+// Arguments run those of the parts below.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 
 #include "check.h"
 #include "cpu/arch.h"
@@ -44,17 +46,22 @@ int main(int argc, char** argv) {
                {"weight_only", test::test_gemm_f32s8f32},
                {"cutlass", test::test_cutlass},
                {"amx", test::test_amx}};
-  bool found = argc < 2;
-  for (const auto& part : parts) {
-    if (argc >= 2 && std::strcmp(argv[1], part.name) != 0) continue;
-    found = true;
-    part.run();
-  }
-  if (!found) {
-    std::fprintf(stderr, "part: got \"%s\", want one of", argv[1]);
+  const auto named = [&](const char* argument) {
+    return std::any_of(std::begin(parts), std::end(parts),
+                       [&](const auto& part) { return std::strcmp(argument, part.name) == 0; });
+  };
+  const char* const* unknown = std::find_if_not(argv + 1, argv + argc, named);
+  if (unknown != argv + argc) {
+    std::fprintf(stderr, "part: got \"%s\", want some of", *unknown);
     for (const auto& part : parts) std::fprintf(stderr, " %s", part.name);
     std::fprintf(stderr, "\n");
     return 2;
+  }
+  for (const auto& part : parts) {
+    const bool asked = std::any_of(argv + 1, argv + argc, [&](const char* argument) {
+      return std::strcmp(argument, part.name) == 0;
+    });
+    if (asked || argc < 2) part.run();
   }
   const test::Results& r = test::results();
   std::printf("%d passed, %d failed\n", r.groups_passed, r.groups_failed);
