@@ -33,10 +33,10 @@ if [ "$(uname -m)" = x86_64 ]; then
   # Guards: see tests/cpp/guard.h. The C library without its AVX2 functions, which take qemu 7.2
   # ten times as long; what the kernels probe stays as it is.
   x86=(env FASTINFER_TEST_GUARDS=off GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2 qemu-x86_64-static)
-  half=(attention forms sparse weight_only cutlass amx)
+  half=(attention weight_only cutlass amx)
   run qemu-x86-max-half avx2 "${x86[@]}" -cpu max build/cpp/$tests "${half[@]}" &
   jobs+=($!)
-  half=(arch pieces vec gemm quantize pack linear norm pool rope act_mul)
+  half=(arch pieces vec gemm quantize pack linear forms norm pool rope act_mul sparse)
   run qemu-x86-max avx2 "${x86[@]}" -cpu max build/cpp/$tests "${half[@]}"
   run qemu-x86-nehalem generic "${x86[@]}" -cpu Nehalem build/cpp/$tests linear
 fi
