@@ -46,11 +46,13 @@ int main(int argc, char** argv) {
                {"weight_only", test::test_gemm_f32s8f32},
                {"cutlass", test::test_cutlass},
                {"amx", test::test_amx}};
-  const auto named = [&](const char* argument) {
-    return std::any_of(std::begin(parts), std::end(parts),
-                       [&](const auto& part) { return std::strcmp(argument, part.name) == 0; });
+  const auto names = [](const char* argument, const auto& part) {
+    return std::strcmp(argument, part.name) == 0;
   };
-  const char* const* unknown = std::find_if_not(argv + 1, argv + argc, named);
+  const char* const* unknown = std::find_if_not(argv + 1, argv + argc, [&](const char* argument) {
+    return std::any_of(std::begin(parts), std::end(parts),
+                       [&](const auto& part) { return names(argument, part); });
+  });
   if (unknown != argv + argc) {
     std::fprintf(stderr, "part: got \"%s\", want some of", *unknown);
     for (const auto& part : parts) std::fprintf(stderr, " %s", part.name);
@@ -58,9 +60,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   for (const auto& part : parts) {
-    const bool asked = std::any_of(argv + 1, argv + argc, [&](const char* argument) {
-      return std::strcmp(argument, part.name) == 0;
-    });
+    const bool asked = std::any_of(argv + 1, argv + argc,
+                                   [&](const char* argument) { return names(argument, part); });
     if (asked || argc < 2) part.run();
   }
   const test::Results& r = test::results();
