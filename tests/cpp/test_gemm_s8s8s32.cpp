@@ -65,6 +65,8 @@ struct Options {
   Activation activation = Activation::none;
   DType out_dtype = DType::s32;
   bool bias = false, multiplier = false, residual = false, zen4 = false;
+  bool whole_lines = false;     // rows of out begin at a multiple of 64 bytes
+  int64_t out_bytes = 0;        // the hint
   int64_t begin = 0, end = -1;  // columns; -1: all
   Side side = Side::end;
 };
@@ -88,7 +90,8 @@ struct Prepared {
 std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem,
                          const Options& options, const std::vector<uint8_t>& residual_values) {
   const int64_t m = problem.m, n = problem.n, size = size_of(options.out_dtype);
-  const int64_t ld = (n + kGap) * size, out_bytes = (m - 1) * ld + n * size;
+  const int64_t ld = round_up((n + kGap) * size, options.whole_lines ? 64 : size);
+  const int64_t out_bytes = (m - 1) * ld + n * size;
   const auto layout = problem.layout_a(kernel.tile_rows, kernel.flip);
   const auto guarded = [&](const auto& v) {
     return Guarded(v.data(), int64_t(v.size() * sizeof(v[0])), options.side);
@@ -136,6 +139,7 @@ std::vector<uint8_t> run(const GemmS8S8S32Kernel& kernel, const Problem& problem
   p.out_dtype = options.out_dtype;
   p.zen4 = options.zen4;
   p.n_after = problem.n - end;
+  p.out_bytes = options.out_bytes;
   const Prepared prepared(kernel, &p, options.side);
   kernel.run(p);
 
@@ -320,6 +324,29 @@ void check_few_rows(const GemmS8S8S32Kernel& kernel) {
   }
 }
 
+// Outputs that no cache holds, in whole lines or not.
+void check_many_outputs(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& generic) {
+  Random random(7);
+  const Problem problem(random, 75, 83, 1100);
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    const auto residual = random_elements(random, problem.m * problem.n, dtype);
+    for (Activation activation : {Activation::none, Activation::gelu}) {
+      for (int turn = 0; turn < 4; ++turn) {
+        Options options;
+        options.activation = activation;
+        options.out_dtype = dtype;
+        options.residual = turn % 2 != 0;
+        options.whole_lines = turn / 2 != 0;
+        options.side = Side::begin;
+        options.out_bytes = int64_t(1) << 30;
+        const auto want = run(generic, problem, options, residual);
+        const auto got = run(kernel, problem, options, residual);
+        CHECK(same_elements(want.data(), got.data(), problem.m * problem.n, dtype));
+      }
+    }
+  }
+}
+
 // Several blocks of rows and slices of K, under either hint, as sums and as floats.
 void check_blocks(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& generic) {
   for (int64_t m : {70, 150}) {
@@ -421,6 +448,7 @@ void check_kernel(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& gene
   results().context = std::string(kernel.name) + ", a part";
   check_few_rows(kernel);
   check_blocks(kernel, generic);
+  check_many_outputs(kernel, generic);
   check_extremes(kernel);
   check_outliers(kernel);
   check_row_range(kernel);

@@ -154,6 +154,7 @@ void set_output(const LinearW8A8& p, int64_t row, int64_t column, GemmS8S8S32* g
   gemm->out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column_bytes;
   gemm->out_ld_bytes = p.out_ld_bytes;
   gemm->out_dtype = p.out_dtype;
+  gemm->out_bytes = p.m * p.out_ld_bytes;
   if (p.residual == nullptr) return;
   gemm->residual = static_cast<const char*>(p.residual) + row * p.residual_ld_bytes + column_bytes;
   gemm->residual_ld_bytes = p.residual_ld_bytes;
