@@ -1,5 +1,7 @@
 #include "cpu/gemm_s8s8s32/columns.h"
 
+#include "cpu/gemm_s8s8s32/part.h"
+
 namespace fastinfer::cpu {
 
 namespace {
@@ -7,42 +9,12 @@ namespace {
 // Rows whose tiles are gathered at a time: a multiple of the rows of any A layout's blocks.
 constexpr int64_t kGatherRows = 64;
 
-// The same product, `columns` further.
-GemmS8S8S32 advance(GemmS8S8S32 p, int64_t columns) {
-  const int64_t out = columns * size_of(p.out_dtype);
-  p.compensation += columns;
-  p.b_scale += columns;
-  if (p.bias != nullptr) p.bias += columns;
-  if (p.multiplier != nullptr) p.multiplier += columns;
-  if (p.residual != nullptr) p.residual = static_cast<const char*>(p.residual) + out;
-  p.out = static_cast<char*>(p.out) + out;
-  return p;
-}
-
-// The same product from row `row` on, a multiple of 16, for `rows` rows.
-GemmS8S8S32 at_row(GemmS8S8S32 p, int64_t row, int64_t rows) {
-  p.m = rows;
-  p.a_scale += row;
-  p.a_offset += row;
-  if (p.multiplier != nullptr) {
-    p.multiplier = reinterpret_cast<const float*>(reinterpret_cast<const char*>(p.multiplier) +
-                                                  row * p.multiplier_ld_bytes);
-  }
-  if (p.residual != nullptr) {
-    p.residual = static_cast<const char*>(p.residual) + row * p.residual_ld_bytes;
-  }
-  p.out = static_cast<char*>(p.out) + row * p.out_ld_bytes;
-  return p;
-}
-
 // Panels are expanded into scratch, as many as stay in L2, and multiplied as dense ones.
 void expand_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t panel,
                          const GemmS8S8S32& gemm, int8_t* scratch) {
   const int64_t most = expanded_columns(*plan.gemm, w.k_pad), slices = w.k_pad / kBlockK;
   for (int64_t column = 0; column < gemm.n; column += most) {
-    GemmS8S8S32 part = advance(gemm, column);
-    part.n = std::min(most, gemm.n - column);
-    part.n_after = 0;
+    GemmS8S8S32 part = columns_from(gemm, column, std::min(most, gemm.n - column));
     part.panels = scratch;
     for (int64_t n = 0; n < part.n; n += kPanelColumns, ++panel) {
       plan.expand->run({masked_panel(w, panel), w.masked_end, slices, scratch + n * w.k_pad});
@@ -83,23 +55,23 @@ void gather_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
            same_slices(w, tiles, panel_tiles(w, panel + count))) {
       ++count;
     }
-    GemmS8S8S32 part = advance(gemm, column);
-    part.n = std::min(count * kPanelColumns, gemm.n - column);
-    part.k_pad = (tiles.end - tiles.begin) * kBlockK;
-    part.n_after = 0;
-    part.panels = w.panels + tiles.begin * kSliceBytes;
-    part.a = scratch;
-    part.prepared = nullptr;
-    part.prepared_row = 0;
+    GemmS8S8S32 columns =
+        columns_from(gemm, column, std::min(count * kPanelColumns, gemm.n - column));
+    columns.k_pad = (tiles.end - tiles.begin) * kBlockK;
+    columns.panels = w.panels + tiles.begin * kSliceBytes;
     for (int64_t row = 0; row < gemm.m; row += kGatherRows) {
       const int64_t rows = std::min(kGatherRows, gemm.m - row);
       gather(w, tiles, gemm, plan.gemm->tile_rows, row, rows, scratch);
+      GemmS8S8S32 part = rows_from(columns, row, rows);
+      part.a = scratch;
+      part.prepared = nullptr;
+      part.prepared_row = 0;
       if (plan.gemm->prepare.run != nullptr) {
         part.prepared = scratch + kGatherRows * w.k_pad;
         part.prepared_rows = rows;
         plan.gemm->prepare.run(scratch, rows, part.k_pad, part.prepared);
       }
-      plan.gemm->run(at_row(part, row, rows));
+      plan.gemm->run(part);
     }
     panel += count;
     column += count * kPanelColumns;

@@ -6,6 +6,7 @@
 
 #include "cpu/ceil_div.h"
 #include "cpu/gemm_s8s8s32/columns.h"
+#include "cpu/gemm_s8s8s32/part.h"
 #include "cpu/pieces.h"
 #include "cpu/quantize_rowwise/layout.h"
 #include "cpu/scratch.h"
@@ -188,12 +189,7 @@ void multiply_gated(const Job& job, const GemmS8S8S32& rows, int64_t m, int64_t 
   for (int64_t n = begin * kPanelColumns; n < n_end; n += job.gate.columns) {
     const int64_t columns_end = std::min(n_end, n + job.gate.columns);
     for (int64_t r = 0; r < rows.m; r += job.gate.rows) {
-      GemmS8S8S32 gate = rows;
-      gate.m = std::min(job.gate.rows, rows.m - r);
-      gate.a += r * rows.k_pad;
-      gate.prepared_row += r;
-      gate.a_scale += r;
-      gate.a_offset += r;
+      GemmS8S8S32 gate = rows_from(rows, r, std::min(job.gate.rows, rows.m - r));
       GemmS8S8S32 up = gate;
 
       gate.activation = p.activation;
