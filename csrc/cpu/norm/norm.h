@@ -62,7 +62,16 @@ struct Norm {
   float* scratch;  // norm_scratch_floats(k) floats, 64-byte aligned
 };
 
-constexpr int64_t norm_scratch_floats(int64_t k) { return (k + 63) / 64 * 64; }
+// The scratch holds a row for each of the passes, if they stay in L1 together, else one row for
+// all; from one to the next, never a multiple of 4 KiB.
+constexpr int64_t kNormPasses = 4;
+constexpr int64_t norm_row_stride(int64_t k) { return (k + 63) / 64 * 64 + 16; }
+constexpr int64_t norm_scratch_rows(int64_t k) {
+  return kNormPasses * norm_row_stride(k) * 4 <= 24 << 10 ? kNormPasses : 1;
+}
+constexpr int64_t norm_scratch_floats(int64_t k) {
+  return norm_scratch_rows(k) * norm_row_stride(k);
+}
 
 using NormFn = void (*)(const Norm&);
 

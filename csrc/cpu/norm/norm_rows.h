@@ -1,11 +1,13 @@
 // The formula of norm.h over a `Vec` (cpu/vec/scalar.h), written once: an instruction set's file
 // instantiates norm_rows and says what bounds it.
 //
-// A row passes four times, the first from memory and the rest from L1 or L2:
+// A row passes four times, the first from memory and the rest from L1 or L2. Each pass is over
+// another row, where there is scratch for four: the sums, roots and quotients at the end of one,
+// which wait for each other, run beside the elements of the next.
 //   read_row       x, residual -> sum, scratch = s; the first sum
 //   center_row     layer norm: the sums of s - c and of its square
 //   write_row      scratch -> y; scratch = y and its range where int8 rows are asked for; asks for
-//                  the next row of x and residual, so that memory is read while it is written
+//                  a later row of x and residual, so that memory is read while it is written
 //   quantize_row   scratch -> q
 // The scratch holds floats: only the first and third pass know a dtype.
 #pragma once
@@ -88,14 +90,14 @@ struct Destination {
 };
 
 template <class V, DType kType, NormKind kKind>
-inline float read_row(const Norm& p, int64_t m) {
+inline float read_row(const Norm& p, int64_t m, float* scratch) {
   using F = typename V::F;
   const char* x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
   const F zero = V::set1(0.0f);
   Sum<V> sum;
   const auto take = [&](int64_t i, int j, int n, F s) __attribute__((always_inline)) {
     s = n == V::width ? s : V::keep(s, n, zero);
-    V::store(p.scratch + i, DType::f32, s);
+    V::store(scratch + i, DType::f32, s);
     if (kKind == NormKind::rms) {
       sum.add_square(j, s);
     } else {
@@ -124,12 +126,12 @@ struct Moments {
 };
 
 template <class V>
-inline Moments center_row(const Norm& p, float center) {
+inline Moments center_row(int64_t k, const float* scratch, float center) {
   using F = typename V::F;
   const F minus_center = V::set1(-center), zero = V::set1(0.0f);
   Sum<V> sum, squares;
-  for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
-    F d = V::add(V::load(p.scratch + i), minus_center);
+  for_each_summed_vector<V>(k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
+    F d = V::add(V::load(scratch + i), minus_center);
     d = n == V::width ? d : V::keep(d, n, zero);
     sum.add(j, d);
     squares.add_square(j, d);
@@ -137,17 +139,19 @@ inline Moments center_row(const Norm& p, float center) {
   return {sum.total(), squares.total()};
 }
 
+// later: the row that is asked for, if there is one.
 template <class V, DType kType, NormKind kKind>
-inline RowRange write_row(const Norm& p, int64_t m, float mean, float rstd) {
+inline RowRange write_row(const Norm& p, int64_t m, int64_t later, float* scratch, float mean,
+                          float rstd) {
   using F = typename V::F;
   constexpr float kInf = std::numeric_limits<float>::infinity();
   constexpr int64_t kAheadBytes = 256 << 10;  // longer rows would push each other out of L2
   const Destination<V, kType> out(p.y, p.k * size_of(kType), m, p.stream);
-  const bool ahead = m + 1 < p.rows && p.k * size_of(kType) <= kAheadBytes;
-  const char* next_x = static_cast<const char*>(p.x) + (ahead ? m + 1 : m) * p.ldx_bytes;
+  const bool ahead = later < p.rows && p.k * size_of(kType) <= kAheadBytes;
+  const char* next_x = static_cast<const char*>(p.x) + (ahead ? later : m) * p.ldx_bytes;
   const char* next_residual = p.residual == nullptr ? next_x
                                                     : static_cast<const char*>(p.residual) +
-                                                          (ahead ? m + 1 : m) * p.residual_ld_bytes;
+                                                          (ahead ? later : m) * p.residual_ld_bytes;
   const F minus_mean = V::set1(-mean), factor = V::set1(rstd);
   const F one = V::set1(1.0f), zero = V::set1(0.0f);
   F low = V::set1(kInf), high = V::set1(-kInf), not_finite = zero;
@@ -159,14 +163,14 @@ inline RowRange write_row(const Norm& p, int64_t m, float mean, float rstd) {
       __builtin_prefetch(next_x + i * size_of(kType), 0, 2);
       __builtin_prefetch(next_residual + i * size_of(kType), 0, 2);
     }
-    F z = V::load(p.scratch + i);
+    F z = V::load(scratch + i);
     if (kKind == NormKind::layer) z = V::add(z, minus_mean);
     z = V::mul(z, factor);
     const F weight = p.weight == nullptr ? one : parameter(p.weight, p.weight_dtype, i, n);
     const F bias = p.bias == nullptr ? zero : parameter(p.bias, p.bias_dtype, i, n);
     const F y = out.store(i, V::fma(z, weight, bias), n);
     if (p.scale != nullptr) {
-      V::store(p.scratch + i, DType::f32, y);
+      V::store(scratch + i, DType::f32, y);
       const F less = V::min(y, low), more = V::max(y, high), nan = V::fma(y, zero, not_finite);
       low = n == V::width ? less : V::keep(less, n, low);
       high = n == V::width ? more : V::keep(more, n, high);
@@ -179,7 +183,7 @@ inline RowRange write_row(const Norm& p, int64_t m, float mean, float rstd) {
 }
 
 template <class V>
-inline void quantize_row(const Norm& p, int64_t m, const RowRange& range) {
+inline void quantize_row(const Norm& p, int64_t m, const float* scratch, const RowRange& range) {
   using F = typename V::F;
   QuantizeRowwise rows{};
   rows.scale = p.scale;
@@ -192,7 +196,7 @@ inline void quantize_row(const Norm& p, int64_t m, const RowRange& range) {
   }
   const F minus_offset = V::set1(-s.offset), inverse = V::set1(s.inverse);
   const auto step = [&](int64_t i) {
-    return V::mul(V::add(V::load(p.scratch + i), minus_offset), inverse);
+    return V::mul(V::add(V::load(scratch + i), minus_offset), inverse);
   };
   constexpr int kWidth = 4 * V::width;
   const bool stream = p.stream && reinterpret_cast<uintptr_t>(q) % 64 == 0;
@@ -212,17 +216,35 @@ inline void quantize_row(const Norm& p, int64_t m, const RowRange& range) {
 template <class V, DType kType, NormKind kKind>
 inline void norm_rows(const Norm& p) {
   const float k = p.k > 0 ? float(p.k) : 1.0f;  // of no elements the sums are 0 over anything
-  for (int64_t m = 0; m < p.rows; ++m) {
-    float mean = 0.0f, square = read_row<V, kType, kKind>(p, m) / k;
-    if (kKind == NormKind::layer) {
-      const float center = square;
-      const Moments moments = center_row<V>(p, center);
-      mean = center + moments.sum / k;
-      square = moments.squares / k;
-    }
-    const float rstd = 1.0f / __builtin_sqrtf(square + p.eps);
-    const RowRange range = write_row<V, kType, kKind>(p, m, mean, rstd);
-    if (p.scale != nullptr) quantize_row<V>(p, m, range);
+  // Rows that stream from memory are bound by it, and better read one by one.
+  const int64_t slots = p.stream ? 1 : norm_scratch_rows(p.k), lag = slots > 1;
+  const int64_t stride = norm_row_stride(p.k);
+  float mean[kNormPasses] = {}, square[kNormPasses];
+  RowRange range[kNormPasses];
+  // Calls body(m, slot) if the row that is `passes` passes behind row i is one.
+  const auto pass = [&](int64_t i, int64_t passes, auto&& body) {
+    const int64_t m = i - passes * lag;
+    if (m >= 0 && m < p.rows) body(m, m & (slots - 1));
+  };
+  for (int64_t i = 0; i < p.rows + 3 * lag; ++i) {
+    pass(i, 0, [&](int64_t m, int64_t slot) {
+      square[slot] = read_row<V, kType, kKind>(p, m, p.scratch + slot * stride) / k;
+    });
+    pass(i, 1, [&](int64_t, int64_t slot) {
+      if (kKind == NormKind::rms) return;
+      const float center = square[slot];
+      const Moments moments = center_row<V>(p.k, p.scratch + slot * stride, center);
+      mean[slot] = center + moments.sum / k;
+      square[slot] = moments.squares / k;
+    });
+    pass(i, 2, [&](int64_t m, int64_t slot) {
+      const float rstd = 1.0f / __builtin_sqrtf(square[slot] + p.eps);
+      range[slot] =
+          write_row<V, kType, kKind>(p, m, i + 1, p.scratch + slot * stride, mean[slot], rstd);
+    });
+    pass(i, 3, [&](int64_t m, int64_t slot) {
+      if (p.scale != nullptr) quantize_row<V>(p, m, p.scratch + slot * stride, range[slot]);
+    });
   }
   V::fence();
 }
