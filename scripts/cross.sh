@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p build/isa
+rm -f build/isa/qemu-*.log
 
 run() { # name, the instruction set that must be in use, command...
   local log=build/isa/$1.log want=$2
@@ -25,15 +26,15 @@ run() { # name, the instruction set that must be in use, command...
 unset FASTINFER_ISA
 arm=(qemu-aarch64-static -L /usr/aarch64-linux-gnu)
 tests=tests/cpp/fastinfer_tests
-# The tests on the best CPU of each architecture, side by side; on other CPUs the part that differs.
+# The tests on the best CPU of each architecture, side by side; on others the part that differs.
 run qemu-arm-max neoni8mm "${arm[@]}" -cpu max build/aarch64/$tests &
 arm_max=$!
 if [ "$(uname -m)" = x86_64 ]; then
   # Guards: see tests/cpp/guard.h. The C library without its AVX2 functions, which take qemu 7.2
   # ten times as long; what the kernels probe stays as it is.
   x86=(env FASTINFER_TEST_GUARDS=off GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2 qemu-x86_64-static)
-  # All but the two that take qemu two thirds of the time: what they would show of a CPU without AVX-512
-  # is which kernel is selected, and the kernels run natively anyway.
+  # Attention and weight-only products, which take qemu two thirds of the time, are left out: what
+  # they would show of a CPU without AVX-512 is which kernel is selected; each also runs natively.
   parts=(arch pieces vec gemm quantize pack linear forms norm pool rope act_mul sparse cutlass amx)
   run qemu-x86-max avx2 "${x86[@]}" -cpu max build/cpp/$tests "${parts[@]}"
   run qemu-x86-nehalem generic "${x86[@]}" -cpu Nehalem build/cpp/$tests linear

@@ -101,6 +101,17 @@ def test_two_threads_share_large_products(isa, rng, randn):
         torch.set_num_threads(1)
 
 
+def test_outputs_past_the_caches(isa, rng, randn):
+    # So many that L2 holds them not, and few enough; on one thread and on two.
+    _, packed, scale, bias = weights(rng, 800, 1040)
+    for m in (500, 1000):
+        x = randn(m, 1040)
+        parts = [ops.linear_w8a8(part, packed, scale, bias) for part in x.split(100)]
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert same_bits(ops.linear_w8a8(x, packed, scale, bias), torch.cat(parts))
+
+
 def test_a_hundred_runs_are_identical(isa, rng, randn):
     _, packed, scale, bias = weights(rng, 96, 200)
     x = randn(40, 200)

@@ -78,7 +78,7 @@ NormOutputs norm(const char* op, cpu::NormKind kind, const Tensor& x,
     const size_t bytes = size_t(cpu::norm_scratch_floats(all.k)) * sizeof(float);
     static thread_local cpu::Scratch scratch;
     float* memory = static_cast<float*>(scratch.at_least(bytes));
-    if (memory == nullptr && bytes > 0) {
+    if (memory == nullptr) {
       ok = false;
       return;
     }

@@ -324,25 +324,33 @@ void check_few_rows(const GemmS8S8S32Kernel& kernel) {
   }
 }
 
-// Outputs that no cache holds, in whole lines or not.
+// Outputs that no cache holds, in whole lines or not, whole lines that begin within one, and
+// columns from the second panel on; of several blocks of rows, and more than wait between slices of
+// K.
 void check_many_outputs(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& generic) {
-  Random random(7);
-  const Problem problem(random, 75, 83, 1100);
-  for (DType dtype : {DType::f32, DType::bf16}) {
-    const auto residual = random_elements(random, problem.m * problem.n, dtype);
-    for (Activation activation : {Activation::none, Activation::gelu}) {
+  for (int64_t m : {83, 275}) {
+    Random random(7);
+    const Problem problem(random, m, 83, 1100);
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      const auto residual = random_elements(random, m * problem.n, dtype);
       for (int turn = 0; turn < 4; ++turn) {
         Options options;
-        options.activation = activation;
+        options.activation = turn % 2 == 0 ? Activation::none : Activation::gelu;
         options.out_dtype = dtype;
-        options.residual = turn % 2 != 0;
-        options.whole_lines = turn / 2 != 0;
-        options.side = Side::begin;
-        options.out_bytes = int64_t(1) << 30;
+        options.residual = turn >= 2;
+        options.begin = turn % 2 == 0 ? 0 : 16;
         const auto want = run(generic, problem, options, residual);
-        const auto got = run(kernel, problem, options, residual);
-        CHECK(same_elements(want.data(), got.data(), problem.m * problem.n, dtype));
+        options.out_bytes = int64_t(1) << 30;
+        for (bool whole_lines : {false, true}) {
+          options.whole_lines = whole_lines;
+          for (Side side : {Side::begin, Side::end}) {
+            options.side = side;
+            const auto got = run(kernel, problem, options, residual);
+            CHECK(same_elements(want.data(), got.data(), m * problem.n, dtype));
+          }
+        }
       }
+      if (m > 83) break;
     }
   }
 }

@@ -57,8 +57,8 @@ struct GemmS8S8S32 {
   int64_t out_ld_bytes;
   DType out_dtype;
   // Hints, which change no result: is_zen4 of arch.h; how many columns of the weight come after
-  // these, and so are likely to be next; bytes of all outputs of the operator that these are a part
-  // of, 0 where they are read at once.
+  // these, and so are likely to be next; bytes of all outputs that a core writes of the operator
+  // that these are a part of, 0 where they are read at once.
   bool zen4;
   int64_t n_after;
   int64_t out_bytes;

@@ -150,12 +150,13 @@ void share_rows(void* context, int64_t share) {
 }
 
 // The output and the residual, moved to a row and a column.
-void set_output(const LinearW8A8& p, int64_t row, int64_t column, GemmS8S8S32* gemm) {
+void set_output(const Job& job, int64_t row, int64_t column, GemmS8S8S32* gemm) {
+  const LinearW8A8& p = *job.p;
   const int64_t column_bytes = column * size_of(p.out_dtype);
   gemm->out = static_cast<char*>(p.out) + row * p.out_ld_bytes + column_bytes;
   gemm->out_ld_bytes = p.out_ld_bytes;
   gemm->out_dtype = p.out_dtype;
-  gemm->out_bytes = p.m * p.out_ld_bytes;
+  gemm->out_bytes = p.m * p.out_ld_bytes / (job.plan.tasks_m * job.plan.tasks_n);
   if (p.residual == nullptr) return;
   gemm->residual = static_cast<const char*>(p.residual) + row * p.residual_ld_bytes + column_bytes;
   gemm->residual_ld_bytes = p.residual_ld_bytes;
@@ -173,7 +174,7 @@ void multiply(const Job& job, GemmS8S8S32 rows, int64_t m, int64_t begin, int64_
     const int64_t n_begin = std::max<int64_t>(0, begin - first_panel) * kPanelColumns;
     const int64_t n_end = std::min(n, (end - first_panel) * kPanelColumns);
     if (n_begin < n_end) {
-      set_output(p, m, first_column + n_begin, &rows);
+      set_output(job, m, first_column + n_begin, &rows);
       multiply_columns(job.plan, weight, n_begin, n_end, rows, scratch);
     }
     first_panel += ceil_div(n, kPanelColumns);
@@ -200,7 +201,7 @@ void multiply_gated(const Job& job, const GemmS8S8S32& rows, int64_t m, int64_t 
 
       up.multiplier = buffers.gate;
       up.multiplier_ld_bytes = gate.out_ld_bytes;
-      set_output(p, m + r, n, &up);
+      set_output(job, m + r, n, &up);
       multiply_columns(job.plan, p.weights[1], n, columns_end, up, buffers.columns);
     }
   }

@@ -5,8 +5,8 @@
 
 namespace fastinfer::cpu {
 
-// Columns [column, column + columns). `panels` is left to the caller: not every weight has panels
-// of one length.
+// Columns [column, column + columns). `panels` is left to the caller, since not every weight has
+// panels of one length; what comes after it in memory is not known then, and n_after is 0.
 inline GemmS8S8S32 columns_from(GemmS8S8S32 p, int64_t column, int64_t columns) {
   const int64_t out = column * size_of(p.out_dtype);
   p.n = columns;

@@ -12,14 +12,15 @@
 //   - K > kKeepK: columns outside, rows inside, K in equal slices of at most kSliceK: a slice of a
 //     pair of panels stays in L1 for all rows, the next one is fetched into L2 meanwhile; the sums
 //     of all row blocks wait between slices.
-//     Outputs that L2 does not hold go past the caches: each block has two lines in each of many
-//     pages, which no hardware prefetcher follows, so that writing them as usual waits for L3. Past
-//     the caches takes 0.75 to 0.95 of the time, reading them again included, from 2 MiB of outputs
-//     on; 1.0 to 1.6 times as long with fewer of them, and with rows outside.
+//     Where FinishInLine finishes them, whole lines of outputs that L2 does not hold go past the
+//     caches: each block has two lines in each of many pages, which no hardware prefetcher follows,
+//     so that writing them as usual waits for L3. With 1.5 MiB of outputs a core it takes 0.97 to
+//     1.03 of the time, reading them again included, from 2 MiB on 0.75 to 0.95; with fewer, and
+//     with rows outside, 1.0 to 1.6 times as long (one core and two).
 // The sums of a block are stored between the first products of the next one, which hides the
 // latency of the last products, and finished a few rows a step; all at once where a division would
-// hold up the few products of a step. An activation of many instructions is spread between the
-// products of a step: GELU of 512 x 384 x 1536 in 0.81 of the time.
+// hold up the few products of a step. GELU, which has none, is spread between the products of a
+// step: 512 x 384 x 1536 in 0.81 of the time.
 // Bound, beside the products, by lines on their way to L1, whose buffers are few: an operand from
 // L2 takes 1.4 cycles a line, eight lines a product; a line of output takes 3 to 5 from L2, 7 to
 // 10 from L3. Measured on one core, quantised rows in L2 and float32 out, of the peak: 71 %
@@ -29,8 +30,8 @@
 // it, takes longer than the products of K < 1024.
 // Fewer than 33 rows, and what is left over, take the shapes 1x4, 2x2, 3x1 with tiles of just as
 // many rows as there are: time grows evenly with M.
-// Overflow: none, |sum| <= 128 * 128 * 131071 < 2^31. Slow: outputs that miss L2; one row (AVX-512
-// VNNI reads B faster).
+// Overflow: none, |sum| <= 128 * 128 * 131071 < 2^31. Slow: outputs that miss L2, with rows
+// outside; one row (AVX-512 VNNI reads B faster).
 #include <algorithm>
 #include <cstring>
 
@@ -47,18 +48,21 @@ namespace {
 constexpr int64_t kTile = 1024, kLine = 64;
 
 constexpr int64_t kKeepK = 1024, kSliceK = 1024;
-constexpr int64_t kChunkBytes = 1 << 20;       // of panels, half of a 2 MiB L2
-constexpr int64_t kMostRows = 256;             // whose sums wait between slices
-constexpr int64_t kPastCachesBytes = 2 << 20;  // of outputs
+constexpr int64_t kChunkBytes = 1 << 20;  // of panels, half of a 2 MiB L2
+constexpr int64_t kMostRows = 256;        // whose sums wait between slices
+constexpr int64_t kPastCachesBytes = 3
+                                     << 19;  // of a core's outputs: they and A fill an L2 of 2 MiB
 constexpr int64_t kBlockSums = 32 * 32;
 constexpr int64_t kFewSteps = 8;  // along K: an activation takes longer than the products
 
 // Finishes rows of a block of up to 32 columns by the epilogue of its kind.
 class FinishAny {
  public:
-  static constexpr bool kInLine = false, kLong = false;
+  static constexpr bool kInLine = false;
+  static constexpr bool kSpread = false;  // between the products of a step
 
-  FinishAny(const GemmS8S8S32& p, bool) : p_(p), epilogue_(select_epilogue<Avx512Vec>(p)) {}
+  FinishAny(const GemmS8S8S32& p, bool /*past_caches*/)
+      : p_(p), epilogue_(select_epilogue<Avx512Vec>(p)) {}
 
   void begin(int64_t column) {
     column_ = column;
@@ -81,7 +85,8 @@ class FinishAny {
 template <Activation kActivation, DType kOut, bool kResidual>
 class FinishInLine : public FinishAny {
  public:
-  static constexpr bool kInLine = true, kLong = kActivation != Activation::none;
+  static constexpr bool kInLine = true;
+  static constexpr bool kSpread = kActivation != Activation::none;
 
   // past_caches: outputs go to memory, if they are whole lines.
   FinishInLine(const GemmS8S8S32& p, bool past_caches)
@@ -205,19 +210,19 @@ class Blocks2x2 {
     const bool at_once = !Finish::kInLine && steps <= kFewSteps;
     const int64_t rows_a_step = at_once ? last_.rows : (last_.rows + steps - 1) / steps;
     for (int64_t k = 1; k < steps; ++k) {
-      if constexpr (!Finish::kLong) finish_last(rows_a_step);
+      if constexpr (!Finish::kSpread) finish_last(rows_a_step);
       load_b<6>(b0 + k * kTile);
       load_a<4>(a0 + k * kTile);
       tile_dp_s8<0, 4, 6>();
-      finish_quarter<0>(rows_a_step);
+      finish_part<0>(rows_a_step);
       load_b<7>(b1 + k * kTile);
       tile_dp_s8<1, 4, 7>();
-      finish_quarter<1>(rows_a_step);
+      finish_part<1>(rows_a_step);
       load_a<5>(a1 + k * a1_step);
       tile_dp_s8<2, 5, 6>();
-      finish_quarter<2>(rows_a_step);
+      finish_part<2>(rows_a_step);
       tile_dp_s8<3, 5, 7>();
-      finish_quarter<3>(rows_a_step);
+      finish_part<3>(rows_a_step);
       fetch(ahead, k);
     }
     finish_last(last_.rows);
@@ -254,11 +259,11 @@ class Blocks2x2 {
     }
   }
 
-  // One of four parts of as many rows, where finishing takes so long that a product must follow
-  // every few rows: the CPU looks a few hundred instructions ahead, and no further.
+  // A fourth of `rows`, where finishing takes so long that a product must follow every few rows:
+  // the CPU looks a few hundred instructions ahead, and no further.
   template <int kPart>
-  FASTINFER_INLINE void finish_quarter(int64_t rows) {
-    if constexpr (Finish::kLong) finish_last((rows + 3 - kPart) / 4);
+  FASTINFER_INLINE void finish_part(int64_t rows) {
+    if constexpr (Finish::kSpread) finish_last((rows + 3 - kPart) / 4);
   }
 
   // The next rows of the last block, `most` of them.
@@ -292,7 +297,7 @@ const int8_t* next_slice(const GemmS8S8S32& p, int64_t n, int64_t k_end) {
 template <class Finish>
 void rows_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t begin, int64_t end) {
   alignas(64) int32_t sums[kBlockSums];
-  Blocks2x2<true, Finish> blocks(p, false);
+  Blocks2x2<true, Finish> blocks(p, /*past_caches=*/false);
   for (int64_t m = 0; m < rows; m += 32) {
     for (int64_t n = begin; n < end; n += 32) {
       blocks.add({sums, row + m, std::min<int64_t>(32, rows - m), n, true}, 0, p.k_pad / kBlockK);

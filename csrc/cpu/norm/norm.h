@@ -62,8 +62,8 @@ struct Norm {
   float* scratch;  // norm_scratch_floats(k) floats, 64-byte aligned
 };
 
-// The scratch holds a row for each of the passes, a power of two, if they stay in L1 together, else
-// one row for all; from one to the next, never a multiple of 4 KiB.
+// Rows of the scratch: one for each pass where they stay in half of an L1 of 48 KiB together, else
+// one for all. A row and what keeps the next from being a multiple of 4 KiB away, in floats.
 constexpr int64_t kNormPasses = 4;
 constexpr int64_t norm_row_stride(int64_t k) { return (k + 63) / 64 * 64 + 16; }
 constexpr int64_t norm_scratch_rows(int64_t k) {

@@ -2,8 +2,8 @@
 // instantiates norm_rows and says what bounds it.
 //
 // A row passes four times, the first from memory and the rest from L1 or L2. Each pass is over
-// another row, where there is scratch for four: the sums, roots and quotients at the end of one,
-// which wait for each other, run beside the elements of the next.
+// another row, where there is scratch for four and outputs stay in the caches: the sums, roots and
+// quotients at the end of one, which wait for each other, run beside the elements of the next.
 //   read_row       x, residual -> sum, scratch = s; the first sum
 //   center_row     layer norm: the sums of s - c and of its square
 //   write_row      scratch -> y; scratch = y and its range where int8 rows are asked for; asks for
@@ -216,17 +216,18 @@ inline void quantize_row(const Norm& p, int64_t m, const float* scratch, const R
 template <class V, DType kType, NormKind kKind>
 inline void norm_rows(const Norm& p) {
   const float k = p.k > 0 ? float(p.k) : 1.0f;  // of no elements the sums are 0 over anything
-  // Rows that stream from memory are bound by it, and better read one by one.
-  const int64_t slots = p.stream ? 1 : norm_scratch_rows(p.k), lag = slots > 1;
-  const int64_t stride = norm_row_stride(p.k);
+  // So many rows that outputs go past the caches are bound by memory, and better read one by one.
+  const int64_t slots = p.stream ? 1 : norm_scratch_rows(p.k), stride = norm_row_stride(p.k);
+  const int64_t lag = slots > 1 ? 1 : 0;  // rows between one pass and the next
+  static_assert((kNormPasses & (kNormPasses - 1)) == 0, "slots are a power of two");
   float mean[kNormPasses] = {}, square[kNormPasses];
   RowRange range[kNormPasses];
-  // Calls body(m, slot) if the row that is `passes` passes behind row i is one.
+  // Calls body(m, slot) if there is a row `passes` passes behind row i.
   const auto pass = [&](int64_t i, int64_t passes, auto&& body) {
     const int64_t m = i - passes * lag;
     if (m >= 0 && m < p.rows) body(m, m & (slots - 1));
   };
-  for (int64_t i = 0; i < p.rows + 3 * lag; ++i) {
+  for (int64_t i = 0; i < p.rows + (kNormPasses - 1) * lag; ++i) {
     pass(i, 0, [&](int64_t m, int64_t slot) {
       square[slot] = read_row<V, kType, kKind>(p, m, p.scratch + slot * stride) / k;
     });
