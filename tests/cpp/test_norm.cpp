@@ -200,6 +200,7 @@ void test_norm() {
           for (int64_t k : {0,  1,  3,  4,  7,  8,  9,   15,  16,  17,  31,
                             32, 33, 47, 63, 64, 65, 128, 131, 200, 384, 1500}) {
             for (Side side : {Side::end, Side::begin}) {
+              if (k == 1500 && (dtype != DType::f32 || side != Side::end)) continue;  // long
               for (int turn = 0; turn < 16; ++turn) {
                 const bool residual = turn & 1, weight = turn & 2, bias = turn & 4;
                 const bool stream = turn & 8, rows_only = turn % 5 == 1, fp_only = turn % 5 == 2;
