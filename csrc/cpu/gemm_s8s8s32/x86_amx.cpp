@@ -50,8 +50,8 @@ constexpr int64_t kTile = 1024, kLine = 64;
 constexpr int64_t kKeepK = 1024, kSliceK = 1024;
 constexpr int64_t kChunkBytes = 1 << 20;  // of panels, half of a 2 MiB L2
 constexpr int64_t kMostRows = 256;        // whose sums wait between slices
-constexpr int64_t kPastCachesBytes = 3
-                                     << 19;  // of a core's outputs: they and A fill an L2 of 2 MiB
+// Of a core's outputs: they and A are more than an L2 of 2 MiB holds.
+constexpr int64_t kPastCachesBytes = 3 << 19;
 constexpr int64_t kBlockSums = 32 * 32;
 constexpr int64_t kFewSteps = 8;  // along K: an activation takes longer than the products
 
