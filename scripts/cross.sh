@@ -26,9 +26,15 @@ run() { # name, the instruction set that must be in use, command...
 unset FASTINFER_ISA
 arm=(qemu-aarch64-static -L /usr/aarch64-linux-gnu)
 tests=tests/cpp/fastinfer_tests
-# The tests on the best CPU of each architecture, side by side; on others the part that differs.
-run qemu-arm-max neoni8mm "${arm[@]}" -cpu max build/aarch64/$tests &
-arm_max=$!
+# The tests on the best CPU of each architecture, on others the part that differs; the architectures
+# side by side.
+arm_cpus() {
+  run qemu-arm-max neoni8mm "${arm[@]}" -cpu max build/aarch64/$tests
+  run qemu-arm-neoverse-n1 neondot "${arm[@]}" -cpu neoverse-n1 build/aarch64/$tests gemm
+  run qemu-arm-cortex-a53 generic "${arm[@]}" -cpu cortex-a53 build/aarch64/$tests linear
+}
+arm_cpus &
+arm_job=$!
 if [ "$(uname -m)" = x86_64 ]; then
   # Guards: see tests/cpp/guard.h. The C library without its AVX2 functions, which take qemu 7.2
   # ten times as long; what the kernels probe stays as it is.
@@ -39,6 +45,4 @@ if [ "$(uname -m)" = x86_64 ]; then
   run qemu-x86-max avx2 "${x86[@]}" -cpu max build/cpp/$tests "${parts[@]}"
   run qemu-x86-nehalem generic "${x86[@]}" -cpu Nehalem build/cpp/$tests linear
 fi
-wait "$arm_max"
-run qemu-arm-neoverse-n1 neondot "${arm[@]}" -cpu neoverse-n1 build/aarch64/$tests gemm
-run qemu-arm-cortex-a53 generic "${arm[@]}" -cpu cortex-a53 build/aarch64/$tests linear
+wait "$arm_job"
