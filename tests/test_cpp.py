@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -44,6 +45,23 @@ def test_every_row(binary: pathlib.Path) -> None:
     assert ran == set(ISAS), "an instruction set of this CPU has no row that ran"
     emulated = [line for line in done.stdout.splitlines() if line.endswith(" amx emulated")]
     assert len(emulated) == (3 if "avx512bf16" in ISAS else 0), "an AMX row was not emulated"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for x86 registers")
+def test_instructions_stay_in_their_files(binary: pathlib.Path) -> None:
+    """No file holds registers that its instruction set has not, nor, if it is one of an instruction
+    set, a function that the linker may take for that of another file."""
+    objects = list((binary.parents[2] / "csrc" / "cpu").rglob("*.cpp.o"))
+    assert len(objects) > 50
+    for path in objects:
+        code = subprocess.check_output(["objdump", "-d", "--no-show-raw-insn", path], text=True)
+        if path.name.startswith("x86_"):
+            symbols = subprocess.check_output(["nm", "-C", "--defined-only", path], text=True)
+            assert not [line for line in symbols.splitlines() if " W " in line], path
+        else:
+            assert "%ymm" not in code, path
+        if not path.name.startswith(("x86_avx512", "x86_amx")):
+            assert "%zmm" not in code, path
 
 
 def test_cuda_kernels_emulated(binary: pathlib.Path) -> None:

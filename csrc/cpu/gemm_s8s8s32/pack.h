@@ -70,6 +70,13 @@ struct PackedWeight {
   int64_t stored_bytes() const;
 };
 
+// Tiles [begin, end) of a panel of a bsr weight.
+struct TileRange {
+  int64_t begin, end;
+};
+
+namespace {  // files of instruction sets have their own
+
 inline int64_t panels_of(const PackedWeight& w) { return round_up(w.n, kPanelColumns) / 16; }
 
 // The first slice of a panel of an sp24 or bitmask weight; inside the data whatever the index says.
@@ -82,10 +89,7 @@ inline const uint8_t* masked_panel(const PackedWeight& w, int64_t panel) {
   return w.masked + std::clamp<int64_t>(offset, 0, w.masked_end - w.masked);
 }
 
-// Tiles [begin, end) of a panel of a bsr weight; within the tiles whatever the index says.
-struct TileRange {
-  int64_t begin, end;
-};
+// Within the tiles whatever the index says.
 inline TileRange panel_tiles(const PackedWeight& w, int64_t panel) {
   int32_t ends[2];
   std::memcpy(ends, w.index + panel * 4, 8);
@@ -98,6 +102,8 @@ inline int64_t tile_slice(const PackedWeight& w, int64_t tile) {
   std::memcpy(&slice, w.index + (panels_of(w) + 1 + tile) * 4, 4);
   return std::min<int64_t>(slice, w.k_pad / kBlockK - 1);
 }
+
+}  // namespace
 
 FASTINFER_API const char* weight_layout_name(WeightLayout layout);  // "dense", "sp24", ...
 // Returns false if no layout has this name.

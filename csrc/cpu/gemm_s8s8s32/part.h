@@ -4,6 +4,7 @@
 #include "cpu/gemm_s8s8s32/gemm_s8s8s32.h"
 
 namespace fastinfer::cpu {
+namespace {
 
 // Columns [column, column + columns). `panels` is left to the caller, since not every weight has
 // panels of one length; what comes after it in memory is not known then, and n_after is 0.
@@ -38,4 +39,5 @@ inline GemmS8S8S32 rows_from(GemmS8S8S32 p, int64_t row, int64_t rows) {
   return p;
 }
 
+}  // namespace
 }  // namespace fastinfer::cpu
