@@ -324,9 +324,8 @@ void check_few_rows(const GemmS8S8S32Kernel& kernel) {
   }
 }
 
-// Outputs that no cache holds, in whole lines or not, whole lines that begin within one, and
-// columns from the second panel on; of several blocks of rows, and more than wait between slices of
-// K.
+// Outputs that no cache holds: in whole lines or not, lines that begin within one, columns from the
+// second panel on; several blocks of rows, and more of them than wait between slices of K.
 void check_many_outputs(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel& generic) {
   for (int64_t m : {83, 275}) {
     Random random(7);
@@ -350,7 +349,7 @@ void check_many_outputs(const GemmS8S8S32Kernel& kernel, const GemmS8S8S32Kernel
           }
         }
       }
-      if (m > 83) break;
+      if (m > 83) break;  // takes long: floats alone
     }
   }
 }

@@ -139,7 +139,7 @@ inline Moments center_row(int64_t k, const float* scratch, float center) {
   return {sum.total(), squares.total()};
 }
 
-// later: the row that is asked for, if there is one.
+// later: the next row to be read, which is asked for, if there is one.
 template <class V, DType kType, NormKind kKind>
 inline RowRange write_row(const Norm& p, int64_t m, int64_t later, float* scratch, float mean,
                           float rstd) {
