@@ -110,4 +110,7 @@ void bind_quantize_rowwise(py::module_& m, py::list& kernels);
 void bind_rope(py::module_& m, py::list& kernels);
 void bind_sparse(py::module_& m, py::list& kernels);
 
+// Not a family: see places.cpp.
+void bind_places(py::module_& m);
+
 }  // namespace fastinfer::python

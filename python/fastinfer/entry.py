@@ -2,14 +2,19 @@
 
 The wrapper that torch.compile puts around a function saves and restores a dozen pieces of global
 state, so that compiling cannot disturb them: some 40 us a call. Once the code for a call exists,
-only what decides whether it fits is needed: the guards.
+only what decides whether it fits is needed: the guards. These take longer still, ten times so when
+a model has just gone through the caches; where nothing that they look at has changed since they
+passed, they need not be asked (`Memory`).
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
 import torch
+
+from fastinfer.memory import Memory, Signature, remember
 
 
 class CompiledCode:
@@ -24,17 +29,56 @@ class CompiledCode:
         names = function.__code__.co_freevars
         cells = function.__closure__ or ()
         self._free = {n: cell.cell_contents for n, cell in zip(names, cells, strict=True)}
+        self._memories: dict[int, tuple[CodeType, Memory]] = {}  # by id, as above
+        self.hear = _Guards()
+
+    def compile(self, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """`compiled(*args, **kwargs)`, where `compiled` is what torch.compile made of the function
+        with `hear` as its guard_filter_fn. If that is how code for the call comes to exist, its
+        guards are remembered."""
+        if self._entries is None:
+            return compiled(*args, **kwargs)
+        before = {id(entry.code) for entry in self._entries(self._function.__code__)}
+        self.hear.memories.clear()
+        result = compiled(*args, **kwargs)
+        heard = self.hear.memories.copy()
+        self.hear.memories.clear()
+        codes = {id(entry.code): entry.code for entry in self._entries(self._function.__code__)}
+        self._memories = {k: v for k, v in self._memories.items() if k in codes}
+        new = [code for number, code in codes.items() if number not in before]
+        # More than one: other threads have compiled, too, or parts of a graph that breaks.
+        if len(new) == 1 and len(heard) == 1 and heard[0] is not None:
+            self._memories[id(new[0])] = new[0], heard[0]
+        return result
+
+    def recall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
+        """As `find`, of calls like those before alone, without asking the guards."""
+        if self._entries is None or not self._memories or _stance() != "default":
+            return None
+        call = Signature(args, kwargs)
+        for entry in self._entries(self._function.__code__):
+            memory = self._memory(entry.code)
+            if memory is not None and memory.fits(call):
+                return self._call(entry.code)
+        return None
+
+    def _memory(self, code: CodeType) -> Memory | None:
+        return self._memories.get(id(code), (code, None))[1]
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
         """What to call with `args` and `kwargs`, if code for them exists and all of it is compiled:
         its guards have been checked."""
         if self._entries is None:
             return None
-        if torch._dynamo.eval_frame._stance.stance != "default":  # torch.compiler.set_stance
+        if _stance() != "default":
             return None
         given = {**self._free, "args": args, "kwargs": kwargs}
         for entry in self._entries(self._function.__code__):
             if entry.guard_manager.check(given):
+                memory = self._memory(entry.code)
+                if memory is not None:
+                    names = {**self._free, "G": self._function.__globals__}
+                    memory.learn(Signature(args, kwargs), names)
                 return self._call(entry.code)
         return None
 
@@ -49,6 +93,23 @@ class CompiledCode:
             self._whole[id(code)] = found = (code, whole)
         f = self._function
         return FunctionType(code, f.__globals__, closure=f.__closure__) if found[1] else None
+
+
+class _Guards(threading.local):
+    """A guard_filter_fn that takes note of the guards and keeps all of them. Of what one thread
+    compiles, another hears nothing. It knows no model, since torch keeps it for long."""
+
+    def __init__(self) -> None:
+        self.memories: list[Memory | None] = []
+
+    def __call__(self, guards: Sequence[Any]) -> list[bool]:
+        self.memories.append(remember(guards))
+        return [True] * len(guards)
+
+
+def _stance() -> str:
+    """What torch.compiler.set_stance has set."""
+    return torch._dynamo.eval_frame._stance.stance
 
 
 def _cache_entries() -> Callable[[CodeType], list[Any]] | None:

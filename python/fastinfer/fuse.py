@@ -148,8 +148,13 @@ class _Traced:
 
         # torch.compile keeps what it made, up to a limit, by code object: one for each model.
         run.__code__ = run.__code__.replace()
-        self.compiled = torch.compile(run, backend=backend)
         self.code = CompiledCode(run)
+        self._compiled = torch.compile(
+            run, backend=backend, options={"guard_filter_fn": self.code.hear}
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.code.compile(self._compiled, args, kwargs)
 
 
 class _FusedCall:
@@ -159,6 +164,7 @@ class _FusedCall:
         self._model, self._fusion = model, fusion
         self._hooks = Hooks(model)
         self._traced: dict[tuple[int, ...], _Traced] = {}  # by hooks: none, and the last others
+        self._last: _Traced | None = None
         self._warned = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -167,14 +173,20 @@ class _FusedCall:
         if torch.is_grad_enabled():
             self._warn()
             return self._model._call_impl(*args, **kwargs)
-        direct = self._with(self._hooks.ids()).code.find(args, kwargs)
+        direct = None
+        if self._last is not None and not self._hooks.any_added():
+            direct = self._last.code.recall(args, kwargs)
+        if direct is None:
+            self._last = self._with(self._hooks.ids())
+            direct = self._last.code.find(args, kwargs)
         if direct is not None:
             return direct(*args, **kwargs)
         # Sizes of the inputs become symbols at the first trace instead of the second.
         for t in pytree.tree_leaves((args, kwargs)):
             if isinstance(t, Tensor):
                 torch._dynamo.maybe_mark_dynamic(t, list(range(t.dim())))
-        return self._with(self._hooks.read()).compiled(*args, **kwargs)
+        self._last = self._with(self._hooks.read())
+        return self._last(*args, **kwargs)
 
     def _with(self, hooks: tuple[int, ...]) -> _Traced:
         traced = self._traced.get(hooks)

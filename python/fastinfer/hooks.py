@@ -18,9 +18,13 @@ class Hooks:
         self._model = model
         self.read()
 
+    def any_added(self) -> bool:
+        """Whether a hook has come to any module since they were last looked up."""
+        return self._next_id != RemovableHandle.next_id
+
     def ids(self) -> tuple[int, ...]:
         """The hooks that run at a call, numbered by torch, in the order of the modules."""
-        if self._next_id == RemovableHandle.next_id and self._children == self._children_now():
+        if not self.any_added() and self._children == self._children_now():
             return self._ids
         return self.read()
 
