@@ -3,9 +3,11 @@
 import ast
 import copy
 import gc
+import re
 import weakref
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,22 @@ def make_offset():
 add_offset = make_offset()
 
 
+class Slotted:
+    __slots__ = ("x",)
+
+    def __init__(self):
+        self.x = 1.75
+
+
+class Computed:
+    def __init__(self):
+        self.y = [1.5]
+
+    @property
+    def x(self):
+        return self.y
+
+
 class Child(nn.Module):
     bias = 0.125
 
@@ -40,9 +58,11 @@ class Child(nn.Module):
         self.norm = nn.LayerNorm(8)
         self.gain = 1.5
         self.config = SimpleNamespace(shift=0.25)
+        self.slotted, self.computed = Slotted(), Computed()
 
     def forward(self, x):
         x = self.norm(x) * self.gain + self.config.shift + self.bias
+        x = x * self.slotted.x * self.computed.x[0]
         return -x if hasattr(self, "negative") else x
 
 
@@ -116,6 +136,9 @@ def patch_here(name, value):
 CHANGES = {
     "attribute": lambda m, _: setattr(m.children_[1], "gain", 0.5),
     "attribute of an attribute": lambda m, _: setattr(m.children_[1].config, "shift", 0.5),
+    "attribute in a slot": lambda m, _: setattr(m.children_[1].slotted, "x", 0.5),
+    "attribute that is computed": lambda m, _: setattr(m.children_[1].computed, "y", [0.5]),
+    "entry of what is computed": lambda m, _: m.children_[1].computed.y.__setitem__(0, 0.5),
     "other object": lambda m, _: setattr(m.children_[1], "config", SimpleNamespace(shift=9.0)),
     "new attribute": lambda m, _: setattr(m.children_[1], "negative", True),
     "new attribute of the class": lambda m, p: p.setattr(Child, "negative", True, raising=False),
@@ -356,32 +379,24 @@ def test_copies_have_memories_of_their_own(asked):
     torch.testing.assert_close(model(x), model._call_impl(x))
 
 
-class Slotted:
-    __slots__ = ("x",)
-
-    def __init__(self):
-        self.x = 1
-
-
-class Computed:
-    @property
-    def x(self):
-        return self.y
-
-    def __init__(self):
-        self.y = [1]
+def rooted(expression):
+    """An expression whose first name is that of a local."""
+    return re.sub(r"^\\w+", lambda m: f"['{m[0]}']", expression)
 
 
 UNCLEAR = [
-    "slotted.x",
-    "computed.x",
+    "fresh.x",
+    "fresh.y",
     "here.missing",
     "here['missing']",
     "here[0:1]",
+    "here['d\u00fcnn']",
     "unknown.x",
     "len(here)",
     "here['a'] + 1",
     "values",
+    "keys",
+    "array",
     "dict_of_many",
 ]
 
@@ -389,35 +404,41 @@ UNCLEAR = [
 @pytest.mark.parametrize("expression", UNCLEAR)
 def test_what_is_not_understood_is_refused(expression):
     names = {
-        "slotted": Slotted(),
-        "computed": Computed(),
+        "fresh": type("Fresh", (), {"x": property(lambda self: [1])})(),
         "here": {"a": 1},
         "values": {1, 2},
+        "keys": {}.keys(),
+        "array": numpy.zeros(3),
         "dict_of_many": dict.fromkeys(range(5000)),
     }
     with pytest.raises(places.Unclear):
-        places.Places(names).hold([expression])
+        places.Places(names, {}).hold([places.Question("L" + rooted(expression))])
 
 
 def test_expressions_lead_to_what_python_says():
-    names = {"model": Parent(), "G": globals()}
+    local = {"model": Parent()}
     for expression in (
-        "model._modules['children_']._modules['0']._modules['norm']._parameters['weight']",
-        "model.levels[1]",
-        "model.table['b'][0]",
-        "type(model).__mro__[1].forward",
-        "dict(type(model).__dict__)['forward'].__code__",
-        "model._modules['children_']._modules['0'].bias",
-        "model.__class__.__name__",
+        "M._modules['children_']._modules['0']._modules['norm']._parameters['weight']",
+        "M.levels[1]",
+        "M.table['b'][0]",
+        "type(M).__mro__[1].forward",
+        "dict(type(M).__dict__)['forward'].__code__",
+        "M._modules['children_']._modules['0'].bias",
+        "M._modules['children_']._modules['0'].slotted.x",
+        "M._modules['children_']._modules['0'].computed.x[0]",
+        "M.__class__.__name__",
+        "object.__getattribute__(M, 'levels')",
         "G['add_offset'].__closure__[0].cell_contents",
         "G['double'].__defaults__[0]",
         "G['torch'].nn.functional.layer_norm",
-        "dict.__getitem__(model.table, list(dict.keys(model.table))[1])",
+        "dict.__getitem__(M.table, list(dict.keys(M.table))[1])",
+        "M.table[list(dict.keys(M.table))[1]]",
     ):
-        read = places.Places(names)
-        read._text = expression
-        node = ast.parse(expression, mode="eval").body
-        assert read._read(node) is eval(expression, dict(names)), expression
+        text = expression.replace("M.", "L['model'].").replace("(M", "(L['model']")
+        read = places.Places(local, globals())
+        read._text = text
+        value = read._read(ast.parse(text, mode="eval").body)
+        assert value is eval(text, {"L": local, "G": globals()}), expression
 
 
 def test_unchanged_refuses_what_it_cannot_read():
@@ -435,8 +456,10 @@ def test_unchanged_refuses_what_it_cannot_read():
         (3, 1, (1, 2)),
         (4, 1, ()),
         (4, 1, (2, 3)),
-        (5, 1, 1),
-        (5, [], None),
+        (5, 1, (1,)),
+        (5, {}, None),
+        (5, {1: 2}, (1,)),
+        (5, {}, ([],)),
         (6, [], ()),
         ("x", [], ()),
     ):

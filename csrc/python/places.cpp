@@ -1,6 +1,6 @@
 // Places in memory where Python keeps what it keeps, and whether they still hold what they held:
-// python/fastinfer/places.py says what for. Only identities are compared, so that nothing of the
-// user's runs here; an answer costs a few nanoseconds a place.
+// python/fastinfer/places.py says what for. Only identities are compared, a few nanoseconds a
+// place; of the user's code what computes an attribute runs here, and nothing else.
 #include <cstring>
 
 #include "python/bind.h"
@@ -10,12 +10,12 @@ namespace {
 
 // What an owner is looked at for; places.py has the same numbers.
 enum class Place : long {
-  object = 0,     // an object: its type and its instance dictionary
+  object = 0,     // an object: its type and its instance dictionary, or None
   dict = 1,       // a dictionary: all of it, keys and values by turns; NotImplemented is any value
   list = 2,       // a list: its entries
   item = 3,       // a dictionary or another mapping: a key and its value
   attribute = 4,  // any object: the name of an attribute and its value
-  length = 5,     // a container: how many entries
+  absent = 5,     // a dictionary or another mapping: a key that it has not
 };
 
 // nullptr where there is none, which nothing is found to be.
@@ -52,7 +52,8 @@ bool holds(Place place, PyObject* owner, PyObject* content) {
   switch (place) {
     case Place::object:
       return reinterpret_cast<PyObject*>(Py_TYPE(owner)) == first &&
-             is_new_reference(PyObject_GenericGetDict(owner, nullptr), second);
+             (second == Py_None ||
+              is_new_reference(PyObject_GenericGetDict(owner, nullptr), second));
     case Place::dict: return holds_dict(owner, content);
     case Place::list: return holds_list(owner, content);
     case Place::item:
@@ -62,9 +63,11 @@ bool holds(Place place, PyObject* owner, PyObject* content) {
         return found && found == second;
       }
       return is_new_reference(PyObject_GetItem(owner, first), second);
+    case Place::absent:
+      if (!first) return false;
+      if (PyDict_Check(owner)) return PyDict_Contains(owner, first) == 0;
+      return PyMapping_Check(owner) && PySequence_Contains(owner, first) == 0;
     case Place::attribute: return first && is_new_reference(PyObject_GetAttr(owner, first), second);
-    case Place::length:
-      return PyLong_Check(content) && PyObject_Size(owner) == PyLong_AsSsize_t(content);
   }
   return false;
 }
@@ -73,7 +76,8 @@ bool holds(Place place, PyObject* owner, PyObject* content) {
 // ones have it no more, and its entries are compared every time.
 uint64_t version_of(Place place, PyObject* owner) {
 #if PY_VERSION_HEX < 0x030C0000
-  const bool is_about_entries = place == Place::dict || place == Place::item;
+  const bool is_about_entries =
+      place == Place::dict || place == Place::item || place == Place::absent;
   if (is_about_entries && PyDict_Check(owner)) {
     return reinterpret_cast<PyDictObject*>(owner)->ma_version_tag;
   }

@@ -9,6 +9,7 @@ passed, they need not be asked (`Memory`).
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -31,6 +32,8 @@ class CompiledCode:
         self._free = {n: cell.cell_contents for n, cell in zip(names, cells, strict=True)}
         self._memories: dict[int, tuple[CodeType, Memory]] = {}  # by id, as above
         self.hear = _Guards()
+        self._lock = threading.Lock()
+        self._compiling = self._turn = 0  # calls that may compile: how many now, and so far
 
     def compile(self, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """`compiled(*args, **kwargs)`, where `compiled` is what torch.compile made of the function
@@ -38,18 +41,28 @@ class CompiledCode:
         guards are remembered."""
         if self._entries is None:
             return compiled(*args, **kwargs)
-        before = {id(entry.code) for entry in self._entries(self._function.__code__)}
+        before = self._codes()
+        with self._lock:
+            self._compiling += 1
+            self._turn += 1
+            turn, is_alone = self._turn, self._compiling == 1
         self.hear.memories.clear()
-        result = compiled(*args, **kwargs)
-        heard = self.hear.memories.copy()
-        self.hear.memories.clear()
-        codes = {id(entry.code): entry.code for entry in self._entries(self._function.__code__)}
-        self._memories = {k: v for k, v in self._memories.items() if k in codes}
-        new = [code for number, code in codes.items() if number not in before]
-        # More than one: other threads have compiled, too, or parts of a graph that breaks.
-        if len(new) == 1 and len(heard) == 1 and heard[0] is not None:
-            self._memories[id(new[0])] = new[0], heard[0]
-        return result
+        try:
+            return compiled(*args, **kwargs)
+        finally:
+            with self._lock:
+                self._compiling -= 1
+                is_alone = is_alone and turn == self._turn  # none has come meanwhile
+            codes, heard = self._codes(), self.hear.memories.copy()
+            self.hear.memories.clear()
+            self._memories = {k: v for k, v in self._memories.items() if k in codes}
+            new = [code for number, code in codes.items() if number not in before]
+            if is_alone and len(new) == len(heard) == 1 and heard[0] is not None:
+                self._memories[id(new[0])] = new[0], heard[0]
+
+    def _codes(self) -> dict[int, CodeType]:
+        entries = self._entries(self._function.__code__) if self._entries is not None else []
+        return {id(entry.code): entry.code for entry in entries}
 
     def recall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
         """As `find`, of calls like those before alone, without asking the guards."""
@@ -74,11 +87,13 @@ class CompiledCode:
             return None
         given = {**self._free, "args": args, "kwargs": kwargs}
         for entry in self._entries(self._function.__code__):
+            memory = self._memory(entry.code)
+            if memory is not None:
+                memory.refresh()
             if entry.guard_manager.check(given):
-                memory = self._memory(entry.code)
                 if memory is not None:
-                    names = {**self._free, "G": self._function.__globals__}
-                    memory.learn(Signature(args, kwargs), names)
+                    ask = partial(entry.guard_manager.check, given)
+                    memory.learn(args, kwargs, self._free, self._function.__globals__, ask)
                 return self._call(entry.code)
         return None
 

@@ -1,20 +1,20 @@
 """Whether a call fits compiled code whose guards have passed before, without asking them again."""
 
-import sys
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastinfer import _C
-from fastinfer.places import Places, Unclear
+from fastinfer.places import Places, Question, Unclear
 
 _MOST_SIGNATURES = 64  # of inputs that are remembered for one compiled graph
 _LONGEST_WAIT = 4096
 
-# What guards without an expression look at: the sizes of the inputs, which a signature has; hooks
-# for what autograd saves, which is nothing; what GlobalStateGuard and the stack of modes tell.
+# Guards that look at nothing but the sizes of tensors, hooks for what autograd saves, which is
+# nothing here, and what GlobalStateGuard and the stack of modes tell.
 _AMBIENT = {
     "AUTOGRAD_SAVED_TENSORS_HOOKS",
     "DEFAULT_DEVICE",
@@ -24,77 +24,144 @@ _AMBIENT = {
     "SHAPE_ENV",
     "TORCH_FUNCTION_STATE",
 }
-_INPUTS = ("args", "kwargs")  # the names that a call's inputs have in guards
-_HOOKS = "EMPTY_NN_MODULE_HOOKS_DICT"  # fastinfer.hooks sees to those
+# Guards that ask nothing of a value but what `Places` hold, or of a tensor but its form.
+_OF_VALUES = {
+    "BOOL_MATCH",
+    "BUILTIN_MATCH",
+    "CLASS_MATCH",
+    "CLOSURE_MATCH",
+    "CONSTANT_MATCH",
+    "DICT_KEYS_MATCH",
+    "DUPLICATE_INPUT",
+    "EQUALS_MATCH",
+    "FUNCTION_MATCH",
+    "ID_MATCH",
+    "MODULE_MATCH",
+    "NONE_MATCH",
+    "NOT_NONE_MATCH",
+    "SEQUENCE_LENGTH",
+    "TENSOR_MATCH",
+    "TYPE_MATCH",
+}
+_OF_ATTRIBUTES = "HASATTR"
+_OF_OWN_ATTRIBUTES = "NOT_PRESENT_IN_GENERIC_DICT"
+_OF_KEYS = {"DICT_CONTAINS", "DICT_NOT_CONTAINS"}
+_OF_HOOKS = "EMPTY_NN_MODULE_HOOKS_DICT"  # fastinfer.hooks sees to those
+# An input, or an entry of one.
+_INPUT = re.compile(r"L\['(args|kwargs)'\](\[(\d+|'[^'\\]*')\])*")
 
 
 class Signature:
-    """What a call's inputs are, as far as guards look: all but the numbers in the tensors."""
+    """What a call's inputs are, as far as guards look: all but the numbers in the tensors.
+
+    key: empty if the call is not to be remembered. tensors: each once.
+    """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.tensors: list[Tensor] = []
-        self.key: tuple[Any, ...] = ()  # empty: not to be remembered
-        key: list[Any] = [tuple(kwargs)]
-        places: dict[int, int] = {}  # of tensors, by id: one that comes twice is told from two
-        for value in (*args, *kwargs.values()):
-            if type(value) is Tensor:
-                place = places.setdefault(id(value), len(places))
-                if place == len(self.tensors):
-                    self.tensors.append(value)
-                key += (place, value.shape, value.dtype)
-            elif value is None or type(value) in (bool, int, str):
-                key += (type(value), value)
-            else:
-                return
-        self.key = tuple(key)
+        self._key: list[Any] = []
+        self._places: dict[int, int] = {}  # of tensors, by id: one twice is told from two
+        self._containers: set[int] = set()
+        self.key = tuple(self._key) if self._add(args) and self._add(kwargs) else ()
+
+    def _add(self, value: Any) -> bool:
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
+            return self._add_tensor(value)
+        if value is None or kind in (bool, int, str):
+            self._key += (kind, value)
+        elif kind is float:
+            self._key += (kind, value.hex())
+        elif kind in (dict, list, tuple) and id(value) not in self._containers:
+            if value:  # the empty tuple is one
+                self._containers.add(id(value))
+            self._key += (kind, tuple(value) if kind is dict else len(value))
+            return all(map(self._add, value.values() if kind is dict else value))
+        else:
+            return False
+        return True
+
+    def _add_tensor(self, value: Tensor) -> bool:
+        if value.layout is not torch.strided or value.is_nested:
+            return False
+        if any("_dynamo_" not in name for name in value.__dict__):  # those are marks of sizes
+            return False
+        place = self._places.setdefault(id(value), len(self.tensors))
+        if place == len(self.tensors):
+            self.tensors.append(value)
+        self._key += (place, value.shape, value.dtype, value.storage_offset())
+        return True
 
 
 class Memory:
-    """The calls and the state with which the guards of one compiled graph have passed.
+    """The calls and the state with which the guards of one compiled graph have passed."""
 
-    expressions: what its guards look at, as torch.compile names it.
-    """
-
-    def __init__(self, expressions: Iterable[str]) -> None:
-        self._expressions = tuple(expressions)
+    def __init__(self, questions: Iterable[Question]) -> None:
+        self._questions = tuple(questions)
         self._state: _State | None = None
+        self._is_clear = True
         self._wait = 0  # calls until it is worth to look at the state again
         self._next_wait = 1
 
     def fits(self, call: Signature) -> bool:
         """Whether the guards would pass."""
         state = self._state
-        if state is None or call.key not in state.forms:
+        form = state.forms.get(call.key) if state is not None else None
+        if state is None or form is None or not state.has_settings():
             return False
-        return self._is_unchanged(state) and state.forms[call.key].check(*state.tensors(call))
+        return self._holds(state) and form.check(*state.tensors(call))
 
-    def learn(self, call: Signature, names: Mapping[str, Any]) -> None:
-        """Takes note that the guards have just passed. `names`: what expressions start from."""
+    def refresh(self) -> None:
+        """Forgets the state if it is not what it was."""
         state = self._state
-        if state is None:
-            self._wait -= 1
-            if self._wait >= 0:
-                return
-            try:
-                state = self._state = _State(self._expressions, names)
-            except Unclear:
-                self._wait = sys.maxsize
-                return
-        elif not self._is_unchanged(state):
-            return
-        state.learn(call)
+        if state is not None:
+            self._holds(state)
 
-    def _is_unchanged(self, state: "_State") -> bool:
-        if not state.has_settings():
-            return False
-        if not state.is_unchanged():
-            # Modules that were replaced must not live on here. A state that changes again and again
-            # is looked at less and less.
+    def _holds(self, state: "_State") -> bool:
+        """Whether Python's objects are as they were. If not, the state is forgotten: modules that
+        were replaced must not live on here. One that changes again and again is looked at less and
+        less."""
+        if state.is_unchanged():
+            return True
+        if self._state is state:
             self._state = None
             self._wait = self._next_wait
             self._next_wait = min(2 * self._next_wait, _LONGEST_WAIT)
-            return False
-        return True
+        return False
+
+    def learn(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        local: dict[str, Any],
+        names: dict[str, Any],
+        ask: Callable[[], bool],
+    ) -> None:
+        """Takes note of a call with which the guards have passed. local, names: what their
+        expressions start from, see `Places`. ask: asks the guards once more; what has been read is
+        what they passed with if it was read before and is unchanged after."""
+        if not self._is_clear:
+            return
+        self._wait -= 1
+        if self._state is None and self._wait >= 0:
+            return
+        call = Signature(args, kwargs)
+        if not call.key:
+            return
+        try:
+            state = self._state or _State(self._questions, local, names)
+        except Unclear:
+            self._is_clear = False
+            return
+        except Exception:
+            # The model's own code computes attributes, and other threads may change what is read:
+            # there is nothing that it could not raise, and nothing that must not go on.
+            self._wait = _LONGEST_WAIT
+            return
+        form = state.form(call)
+        if form is not None and ask() and state.has_settings() and state.is_unchanged():
+            state.add(call, form)
+            self._state = state
 
 
 class _State:
@@ -103,8 +170,10 @@ class _State:
     forms: by signature, what tensors, the weights and the call's, passed while it was so.
     """
 
-    def __init__(self, expressions: Iterable[str], names: Mapping[str, Any]) -> None:
-        self._held = Places(names).hold(expressions)
+    def __init__(
+        self, questions: Iterable[Question], local: dict[str, Any], names: dict[str, Any]
+    ) -> None:
+        self._held = Places(local, names).hold(questions)
         self._versions = bytearray(8 * (len(self._held.places) // 3))
         self._settings = torch._C._dynamo.guards.GlobalStateGuard()
         self.forms: dict[tuple[Any, ...], Any] = {}
@@ -116,43 +185,66 @@ class _State:
         """Of Python's objects."""
         return _C.unchanged(self._held.places, self._versions)
 
-    def learn(self, call: Signature) -> None:
-        tensors = self.tensors(call)
-        are_different = len(set(map(id, tensors))) == len(tensors)  # no input is a weight
-        if not call.key or not are_different or not self.has_settings():
-            return
-        if any(not isinstance(t, Tensor) for t in tensors):  # replaced meanwhile by another thread
-            return
-        if len(self.forms) >= _MOST_SIGNATURES:
-            self.forms.clear()
-        self.forms[call.key] = _form(tensors)
-
     def tensors(self, call: Signature) -> list[Any]:
         return [*_C.values_at(self._held.entries), *self._held.tensors, *call.tensors]
+
+    def form(self, call: Signature) -> Any:
+        """torch's check that tensors have the dtypes, devices, sizes, strides, ... that they have
+        now, and that no two are one. None if an input is a weight, or one has no such form."""
+        tensors = self.tensors(call)
+        if len(set(map(id, tensors))) < len(tensors):
+            return None
+        if any(not isinstance(t, Tensor) or t.layout is not torch.strided for t in tensors):
+            return None
+        sizes: list[Any] = [list(t.shape) for t in tensors]
+        strides: list[Any] = [list(t.stride()) for t in tensors]
+        return torch._C._dynamo.guards.TensorGuards(
+            *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+        )
+
+    def add(self, call: Signature, form: Any) -> None:
+        if len(self.forms) >= _MOST_SIGNATURES:
+            self.forms = {}
+        self.forms[call.key] = form
 
 
 def remember(guards: Iterable[Any]) -> Memory | None:
     """For a graph with these guards (torch._dynamo.types.GuardFilterEntry); None if one of them is
     of a kind that is not known here."""
-    expressions = dict[str, None]()
+    questions = dict[Question, None]()
     for guard in guards:
-        if not guard.name:
-            if guard.guard_type not in _AMBIENT:
-                return None
-            continue
-        if guard.name.startswith(_INPUTS) or guard.guard_type == _HOOKS:
-            continue
-        expressions[guard.name] = None
-        if guard.guard_type == "HASATTR":  # its class might have it, too
-            expressions[f"type({guard.name}).__mro__"] = None
-    return Memory(expressions)
+        found = _questions(guard.guard_type, guard.orig_guard)
+        if found is None:
+            return None
+        questions.update(dict.fromkeys(found))
+    return Memory(questions)
 
 
-def _form(tensors: list[Any]) -> Any:
-    """torch's check that tensors have the dtypes, devices, sizes, strides, ... of these, and that
-    no two are one."""
-    sizes: list[Any] = [list(t.shape) for t in tensors]
-    strides: list[Any] = [list(t.stride()) for t in tensors]
-    return torch._C._dynamo.guards.TensorGuards(
-        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
-    )
+def _questions(kind: str, guard: Any) -> list[Question] | None:
+    """Of a torch._guards.Guard. None: they are not understood."""
+    if kind in _AMBIENT or kind == _OF_HOOKS:
+        return []
+    if kind not in {*_OF_VALUES, *_OF_KEYS, _OF_ATTRIBUTES, _OF_OWN_ATTRIBUTES}:
+        return None
+    name = guard.name
+    options = getattr(guard.create_fn, "keywords", {})
+    if _INPUT.fullmatch(name):
+        if kind == _OF_ATTRIBUTES and "attr" in options:  # its own are none, see Signature
+            return [Question("Tensor", options["attr"])]
+        return [] if kind in _OF_VALUES or kind in _OF_KEYS else None
+    if name.startswith(("L['args']", "L['kwargs']")):
+        return None
+    if kind in _OF_VALUES:
+        other = options.get("source_b")
+        if other is None:
+            return [Question(name)]
+        other = other.name() if callable(other.name) else other.name
+        return [Question(n) for n in (name, other) if not _INPUT.fullmatch(n)]
+    if kind in _OF_KEYS:
+        return [Question(name, key=options["key"])]
+    if kind == _OF_OWN_ATTRIBUTES:
+        return [Question(f"{name}.__dict__", key=options["attr"])]
+    if "attr" not in options:  # torch 2.11 has it in the name
+        name, _, attribute = name.rpartition(".")
+        return [Question(name, attribute)]
+    return [Question(name, options["attr"])]
