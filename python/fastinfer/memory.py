@@ -228,9 +228,12 @@ def _questions(kind: str, guard: Any) -> list[Question] | None:
         return None
     name = guard.name
     options = getattr(guard.create_fn, "keywords", {})
+    if kind == _OF_ATTRIBUTES:
+        # In torch 2.11 the attribute is a part of the name.
+        owner, _, last = (name, "", options["attr"]) if "attr" in options else name.rpartition(".")
+        # Of an input its class decides: it has none of its own, see Signature.
+        return [Question("Tensor" if _INPUT.fullmatch(owner) else owner, last)]
     if _INPUT.fullmatch(name):
-        if kind == _OF_ATTRIBUTES and "attr" in options:  # its own are none, see Signature
-            return [Question("Tensor", options["attr"])]
         return [] if kind in _OF_VALUES or kind in _OF_KEYS else None
     if name.startswith(("L['args']", "L['kwargs']")):
         return None
@@ -242,9 +245,4 @@ def _questions(kind: str, guard: Any) -> list[Question] | None:
         return [Question(n) for n in (name, other) if not _INPUT.fullmatch(n)]
     if kind in _OF_KEYS:
         return [Question(name, key=options["key"])]
-    if kind == _OF_OWN_ATTRIBUTES:
-        return [Question(f"{name}.__dict__", key=options["attr"])]
-    if "attr" not in options:  # torch 2.11 has it in the name
-        name, _, attribute = name.rpartition(".")
-        return [Question(name, attribute)]
-    return [Question(name, options["attr"])]
+    return [Question(f"{name}.__dict__", key=options["attr"])]

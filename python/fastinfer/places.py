@@ -162,7 +162,9 @@ class Places:
                 return self._names
             case ast.Name(id="Tensor"):
                 return Tensor
-            case ast.Subscript(value=ast.Name(id="L"), slice=ast.Constant(value=str(name))):
+            case ast.Subscript(value=ast.Name(id="L"), slice=ast.Constant(value=str(name))) if (
+                name in self._local
+            ):
                 return self._local[name]
             case ast.Attribute(value=owner, attr=name):
                 return self._attribute(self._read(owner), name)
@@ -318,7 +320,7 @@ class Places:
             self._hold_entries(value)
             if type(value) not in (dict, list):  # those have nothing else
                 self._hold_object(value)
-        elif not isinstance(value, _FIXED):
+        elif not isinstance(value, _FIXED) and type(value) is not object:
             if _instance_dict(value) is None and not hasattr(type(value), "__slots__"):
                 raise Unclear(self._text)
             if isinstance(value, set | Iterator):
