@@ -187,6 +187,8 @@ def test_containers(asked):
     check(nested, put("m.l[0][1]['k']", 8.0), asked)
     members = Model(lambda m, y, x: -y if "b" in m.d else y, d={"a": 1})
     check(members, put("m.d['b']", 8.0), asked)
+    tensors = Model(lambda m, y, x: -y if "a" in m.d else y, d={"a": torch.ones(1)})
+    check(tensors, lambda m: m.d.clear(), asked)
     sizes = Model(lambda m, y, x: y * len(m.l), l=[1, 2])
     check(sizes, lambda m: m.l.append(3), asked)
     modules = Model(lambda m, y, x: m.ms["a"](y), ms=nn.ModuleDict({"a": nn.Tanh()}))

@@ -193,7 +193,7 @@ class Places:
             ):
                 owner = self._read(one)
                 self._hold_entries(owner)
-                return tuple(owner)
+                return tuple(dict.keys(owner))
         raise Unclear(self._text)
 
     def _attribute(self, owner: Any, name: str) -> Any:
@@ -263,7 +263,7 @@ class Places:
         return value
 
     def _hold_key(self, owner: Any, key: Any) -> None:
-        """Whether a dictionary has a key, and what there, if it is no tensor."""
+        """Whether a dictionary has a key, and what there."""
         if not isinstance(owner, dict | MappingProxyType):
             raise Unclear(self._text)
         if (_DICT, id(owner), None) in self._places:  # all of it is held
@@ -272,7 +272,9 @@ class Places:
             raise Unclear(self._text)
         if key not in owner:
             self._place(_ABSENT, owner, (key,), key)
-        elif not isinstance(owner[key], Tensor) or not isinstance(owner, dict):
+        elif isinstance(owner[key], Tensor) and isinstance(owner, dict):
+            self._entry(owner, key)
+        else:
             self._place(_ITEM, owner, (key, owner[key]), key)
 
     def _hold_presence(self, owner: Any, name: str) -> None:
@@ -329,6 +331,8 @@ class Places:
 
     def _hold_object(self, owner: Any) -> None:
         """An object's type and the attributes that it has itself in a dictionary."""
+        if isinstance(owner, Tensor):
+            raise Unclear(self._text)
         own = None if isinstance(owner, _BUILT_IN) else _instance_dict(owner)
         self._place(_OBJECT, owner, (type(owner), own))
         if own is not None:
