@@ -7,7 +7,7 @@ import torch
 
 import fastinfer
 from families import FAMILIES, answer, inputs, make
-from fastinfer import fuse_
+from fastinfer import entry, fuse_
 from fastinfer.graph import attention, linears, narrow, norms, rope
 from fastinfer.nn import QuantizedLinear
 
@@ -57,7 +57,7 @@ def _fresh():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_float(name):
+def test_float(name, monkeypatch):
     model = make(name)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     fusion = fuse_(model)
@@ -70,6 +70,12 @@ def test_float(name):
         assert left not in fusion.left
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+    for size in SIZES[1:]:
+        given = inputs(name, *size)
+        want = answer(model, given)
+        with monkeypatch.context() as patch:
+            patch.setattr(entry.CompiledCode, "find", None)  # guards are not asked again
+            assert torch.equal(answer(model, given), want)
 
 
 def _attention_in(dtype, monkeypatch):

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from families import FAMILIES, answer, inputs, make
-from fastinfer import _C, entry, fuse_, places, quantize_
+from fastinfer import _C, entry, fuse_, places
 
 FACTOR = 1.25
 
@@ -106,19 +105,6 @@ def settle(model, *args, **kwargs):
     """Calls the model until its guards are not asked any more."""
     for _ in range(3):
         model(*args, **kwargs)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_guards_are_asked_once(name, asked):
-    model = make(name)
-    quantize_(model, fuse=True)
-    for size in ((2, 9), (1, 7)):
-        given = inputs(name, *size)
-        want = answer(model, given)
-        answer(model, given)
-        asked.clear()
-        assert torch.equal(answer(model, given), want)
-        assert not asked
 
 
 def in_place(model):
