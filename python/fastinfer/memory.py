@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastinfer import _C
 from fastinfer.places import Places, Question, Unclear
 
-_MOST_SIGNATURES = 64  # of inputs that are remembered for one compiled graph
+_MOST_SIGNATURES = 1024  # of inputs that are remembered for one compiled graph
 _LONGEST_WAIT = 4096
 
 # Guards that look at nothing but the sizes of tensors, hooks for what autograd saves, which is
@@ -106,10 +106,10 @@ class Memory:
     def fits(self, call: Signature) -> bool:
         """Whether the guards would pass."""
         state = self._state
-        form = state.forms.get(call.key) if state is not None else None
-        if state is None or form is None or not state.has_settings():
+        form = state.inputs.get(call.key) if state is not None else None
+        if state is None or form is None or not form.check(*call.tensors):
             return False
-        return self._holds(state) and form.check(*state.tensors(call))
+        return state.has_settings() and self._holds(state) and state.has_weights(call)
 
     def refresh(self) -> None:
         """Forgets the state if it is not what it was."""
@@ -123,11 +123,14 @@ class Memory:
         less."""
         if state.is_unchanged():
             return True
+        self._forget(state)
+        return False
+
+    def _forget(self, state: "_State") -> None:
         if self._state is state:
             self._state = None
             self._wait = self._next_wait
             self._next_wait = min(2 * self._next_wait, _LONGEST_WAIT)
-        return False
 
     def learn(
         self,
@@ -138,8 +141,8 @@ class Memory:
         ask: Callable[[], bool],
     ) -> None:
         """Takes note of a call with which the guards have passed. local, names: what their
-        expressions start from, see `Places`. ask: asks the guards once more; what has been read is
-        what they passed with if it was read before and is unchanged after."""
+        expressions start from, see `Places`. ask: asks the guards once more: a state is what they
+        passed with if it was read before and is unchanged after."""
         if not self._is_clear:
             return
         self._wait -= 1
@@ -158,16 +161,21 @@ class Memory:
             # there is nothing that it could not raise, and nothing that must not go on.
             self._wait = _LONGEST_WAIT
             return
-        form = state.form(call)
-        if form is not None and ask() and state.has_settings() and state.is_unchanged():
-            state.add(call, form)
-            self._state = state
+        is_new = state is not self._state
+        if state.weights(call) is None or (is_new and not ask()):
+            return
+        if state.has_settings() and state.is_unchanged():
+            if state.has_weights(call):
+                state.add(call)
+                self._state = state
+            else:
+                self._forget(state)
 
 
 class _State:
     """What guards look at, as it is now: of Python's objects the `Places`, of torch's settings all.
 
-    forms: by signature, what tensors, the weights and the call's, passed while it was so.
+    inputs: by signature, the form of the tensors of calls that passed while it was so.
     """
 
     def __init__(
@@ -176,7 +184,8 @@ class _State:
         self._held = Places(local, names).hold(questions)
         self._versions = bytearray(8 * (len(self._held.places) // 3))
         self._settings = torch._C._dynamo.guards.GlobalStateGuard()
-        self.forms: dict[tuple[Any, ...], Any] = {}
+        self._weights = _form([*(_C.values_at(self._held.entries, []) or ()), *self._held.tensors])
+        self.inputs: dict[tuple[Any, ...], Any] = {}
 
     def has_settings(self) -> bool:
         return torch._C._len_torch_function_stack() == 0 and self._settings.check()
@@ -185,27 +194,34 @@ class _State:
         """Of Python's objects."""
         return _C.unchanged(self._held.places, self._versions)
 
-    def tensors(self, call: Signature) -> list[Any]:
-        return [*_C.values_at(self._held.entries), *self._held.tensors, *call.tensors]
-
-    def form(self, call: Signature) -> Any:
-        """torch's check that tensors have the dtypes, devices, sizes, strides, ... that they have
-        now, and that no two are one. None if an input is a weight, or one has no such form."""
-        tensors = self.tensors(call)
-        if len(set(map(id, tensors))) < len(tensors):
+    def weights(self, call: Signature) -> list[Any] | None:
+        """None if an input is one of them."""
+        found = _C.values_at(self._held.entries, call.tensors)
+        if found is None or any(t is u for t in self._held.tensors for u in call.tensors):
             return None
-        if any(not isinstance(t, Tensor) or t.layout is not torch.strided for t in tensors):
-            return None
-        sizes: list[Any] = [list(t.shape) for t in tensors]
-        strides: list[Any] = [list(t.stride()) for t in tensors]
-        return torch._C._dynamo.guards.TensorGuards(
-            *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
-        )
+        return [*found, *self._held.tensors]
 
-    def add(self, call: Signature, form: Any) -> None:
-        if len(self.forms) >= _MOST_SIGNATURES:
-            self.forms = {}
-        self.forms[call.key] = form
+    def has_weights(self, call: Signature) -> bool:
+        """Whether their form is what it was."""
+        weights = self.weights(call)
+        return weights is not None and self._weights.check(*weights)
+
+    def add(self, call: Signature) -> None:
+        if len(self.inputs) >= _MOST_SIGNATURES:
+            self.inputs = {}
+        self.inputs[call.key] = _form(call.tensors)
+
+
+def _form(tensors: list[Any]) -> Any:
+    """torch's check that tensors have the dtypes, devices, sizes, strides, ... that these have now,
+    and that no two are one. Raises Unclear."""
+    if any(not isinstance(t, Tensor) or t.layout is not torch.strided for t in tensors):
+        raise Unclear
+    sizes: list[Any] = [list(t.shape) for t in tensors]
+    strides: list[Any] = [list(t.stride()) for t in tensors]
+    return torch._C._dynamo.guards.TensorGuards(
+        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+    )
 
 
 def remember(guards: Iterable[Any]) -> Memory | None:
