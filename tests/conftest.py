@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastinfer import _C
+from fastinfer import _C, entry
 
 ISAS = [row["name"] for row in _C.isas() if row["supported"]]
 
@@ -60,6 +60,27 @@ def isa(request: pytest.FixtureRequest, force_isa: Callable[[str], None]) -> str
     """Runs the test once under every instruction set of this machine."""
     force_isa(request.param)
     return request.param
+
+
+@pytest.fixture
+def fresh_inference() -> Iterator[None]:
+    """Inference mode, and nothing left of what torch.compile made before."""
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An entry each time that a fused model asks its guards."""
+    calls, find = list[int](), entry.CompiledCode.find
+
+    def counted(self: Any, args: Any, kwargs: Any) -> Any:
+        calls.append(1)
+        return find(self, args, kwargs)
+
+    monkeypatch.setattr(entry.CompiledCode, "find", counted)
+    return calls
 
 
 @pytest.fixture

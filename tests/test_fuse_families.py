@@ -11,6 +11,8 @@ from fastinfer import entry, fuse_
 from fastinfer.graph import attention, linears, narrow, norms, rope
 from fastinfer.nn import QuantizedLinear
 
+pytestmark = pytest.mark.usefixtures("fresh_inference")
+
 ATTENTION_AND_NORMS = ("scaled_dot_product_attention", "layer_norm", "rms_norm", "rsqrt")
 SIZES = [(2, 9), (3, 16), (1, 7)]  # batch, length: two graphs, of more than one sequence and of one
 
@@ -47,13 +49,6 @@ def check_int8(name, model, unfused):
 
 def _is_float(v):
     return isinstance(v, torch.Tensor) and v.is_floating_point()
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 import fastinfer
 from fastinfer.graph import masks
 
+pytestmark = pytest.mark.usefixtures("fresh_inference")
+
 HEADS, SIZE = 2, 32
 KIND = "attention mask"
 
@@ -95,13 +97,6 @@ SAME = {  # masks that look like those and are not
     "floats that are equal": lambda x, seen: keys(x, 2.0**24) <= queries(x, 2.0**24),
     "given": lambda x, seen: seen[:, None, None, :],
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastinfer import _C, entry, fuse_, places
+from fastinfer import _C, fuse_, places
+
+pytestmark = pytest.mark.usefixtures("fresh_inference")
 
 FACTOR = 1.25
 
@@ -83,22 +85,6 @@ class Parent(nn.Module):
         if other is not None:
             x = x + 2 * other
         return -x if flag else x
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """How often the guards were asked."""
-    torch._dynamo.reset()
-    calls = []
-    find = entry.CompiledCode.find
-
-    def counted(self, args, kwargs):
-        calls.append(1)
-        return find(self, args, kwargs)
-
-    monkeypatch.setattr(entry.CompiledCode, "find", counted)
-    with torch.inference_mode():
-        yield calls
 
 
 def settle(model, *args, **kwargs):
@@ -365,11 +351,6 @@ def test_copies_have_memories_of_their_own(asked):
     torch.testing.assert_close(model(x), model._call_impl(x))
 
 
-def rooted(expression):
-    """An expression whose first name is that of a local."""
-    return re.sub(r"^\\w+", lambda m: f"['{m[0]}']", expression)
-
-
 UNCLEAR = [
     "fresh.x",
     "fresh.y",
@@ -397,8 +378,11 @@ def test_what_is_not_understood_is_refused(expression):
         "array": numpy.zeros(3),
         "dict_of_many": dict.fromkeys(range(5000)),
     }
+    known = rf"\b({'|'.join(names)})\b"
+    rooted = re.sub(known, r"L['\1']", expression)
+    assert (rooted == expression) == (expression == "unknown.x")
     with pytest.raises(places.Unclear):
-        places.Places(names, {}).hold([places.Question("L" + rooted(expression))])
+        places.Places(names, {}).hold([places.Question(rooted)])
 
 
 def test_expressions_lead_to_what_python_says():

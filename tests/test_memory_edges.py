@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastinfer import entry, fuse_
+from fastinfer import fuse_
+
+pytestmark = pytest.mark.usefixtures("fresh_inference")
 
 
 def helper(x):
@@ -58,22 +60,6 @@ class Model(nn.Module):
 
     def forward(self, x, *rest, **named):
         return self.read(self, self.lin(x), x, *rest, **named)
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    calls, find = [], entry.CompiledCode.find
-    monkeypatch.setattr(
-        entry.CompiledCode, "find", lambda self, *given: calls.append(1) or find(self, *given)
-    )
-    return calls
 
 
 def check(model, change, asked, recalled=True):

@@ -14,14 +14,9 @@ from fastinfer.graph import callable as graph_callable
 from fastinfer.graph import program
 from fastinfer.graph.program import with_programs
 
+pytestmark = pytest.mark.usefixtures("fresh_inference")
+
 run_program = torch.ops.fastinfer.run_program.default
-
-
-@pytest.fixture(autouse=True)
-def _inference():
-    torch._dynamo.reset()
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture
