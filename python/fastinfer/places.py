@@ -214,11 +214,10 @@ class Places:
             return getattr(owner, name)
         if not isinstance(owner, _BUILT_IN):
             self._hold_object(owner)
-            value = _NOTHING
             if own is not None and name in own:
                 value = self._entry(own, name)
-            elif self._hold_class_presence(type(owner).__mro__, name):
-                value = next(vars(c)[name] for c in type(owner).__mro__ if name in vars(c))
+            else:
+                value = self._in_classes(type(owner).__mro__, name)
             found = getattr(owner, name, None)
             if value is not _NOTHING and (
                 found is value or getattr(found, "__func__", None) is value
@@ -290,8 +289,8 @@ class Places:
             return
         kind = type(owner)
         classes = (*owner.__mro__, *kind.__mro__) if isinstance(owner, type) else kind.__mro__
-        if self._hold_class_presence(classes, name):
-            value = next(vars(c)[name] for c in classes if name in vars(c))
+        value = self._in_classes(classes, name)
+        if value is not _NOTHING:
             if hasattr(type(value), "__set__"):  # a slot may be empty, a property fail
                 self._computed_attribute(owner, name)
         elif isinstance(owner, nn.Module) and kind.__getattr__ is nn.Module.__getattr__:
@@ -300,13 +299,13 @@ class Places:
         elif hasattr(kind, "__getattr__") or "__getattr__" in (own or ()):
             raise Unclear(self._text)
 
-    def _hold_class_presence(self, classes: Iterable[type], name: str) -> bool:
-        """The first of `classes` that has an attribute; whether there is one."""
+    def _in_classes(self, classes: Iterable[type], name: str) -> Any:
+        """What the first of `classes` that has an attribute has there; _NOTHING if none has it."""
         for base in classes:
             self._hold_key(vars(base), name)
             if name in vars(base):
-                return True
-        return False
+                return vars(base)[name]
+        return _NOTHING
 
     def _hold_value(self, value: Any) -> None:
         if isinstance(value, Tensor):
