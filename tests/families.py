@@ -66,6 +66,15 @@ def _padded(batch: int, length: int) -> Inputs:
     return {"src": torch.randn(batch, length, 64), "src_key_padding_mask": padding}
 
 
+def _causal(batch: int, length: int) -> Inputs:
+    mask = nn.Transformer.generate_square_subsequent_mask(length)
+    memory = torch.randn(batch, length + 3, 64)
+    return {
+        **{"tgt": torch.randn(batch, length, 64), "memory": memory},
+        **{"tgt_mask": mask, "tgt_is_causal": True},
+    }
+
+
 def _same_three(batch: int, length: int) -> Inputs:
     x = torch.randn(batch, length, 64)
     return {"query": x, "key": x, "value": x, "need_weights": False}
@@ -109,6 +118,13 @@ FAMILIES = {
     ),
     "encoder": Family(
         lambda: nn.TransformerEncoder(_encoder_layer(), 1, enable_nested_tensor=False), _padded
+    ),
+    "encoder layer, length first": Family(
+        lambda: nn.TransformerEncoderLayer(64, 4, 96),
+        lambda batch, length: {"src": torch.randn(length, batch, 64)},
+    ),
+    "decoder layer": Family(
+        lambda: nn.TransformerDecoderLayer(64, 4, 96, batch_first=True), _causal, attention=2
     ),
     "multi-head attention": Family(
         lambda: nn.MultiheadAttention(64, 4, batch_first=True), _same_three

@@ -214,9 +214,11 @@ def test_transformer_encoder_runs_its_int8_layers(
     with torch.inference_mode():
         want = model(x), model(x, src_key_padding_mask=mask)
         summary = quantize_(model)
-    linears = [f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
+    of_a_layer = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]
+    of_a_layer += ["linear1", "linear2"]
+    linears = [f"layers.{i}.{name}" for i in (0, 1) for name in of_a_layer]
     assert [row.name for row in summary.quantized] == linears
-    assert all("NonDynamically" in reason for reason in reasons(summary).values())
+    assert not summary.left
 
     called = []
     forward = QuantizedLinear.forward
@@ -346,10 +348,12 @@ def test_transformers_bert() -> None:
     assert relative_error(want, got) < RELATIVE_ERROR
 
 
-def test_transformers_gpt2_keeps_conv1d() -> None:
+def test_conv1d_of_transformers_becomes_int8() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=60, n_positions=16, n_embd=32, n_layer=1, n_head=2)
     model = transformers.GPT2LMHeadModel(config).eval()
+    names = [name for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]
     summary = quantize_(model)
-    assert [row.name for row in summary.quantized] == ["lm_head"]
-    assert summary.to_dict()["other_bytes"]["Conv1D"] > 0
+    assert [row.name for row in summary.quantized] == [*names, "lm_head"]
+    assert len(names) == 4
+    assert "Conv1D" not in summary.to_dict()["other_bytes"]

@@ -12,6 +12,7 @@ from fastinfer.config import Int8Dynamic, Int8Static, Int8WeightOnly
 from fastinfer.criteria import Magnitude, Random, Taylor, Wanda
 from fastinfer.distill import distill
 from fastinfer.distillation import Distillation
+from fastinfer.expose import expose_linears_
 from fastinfer.fuse import Fusion, fuse_
 from fastinfer.heads import prune_heads_
 from fastinfer.info import show_config
@@ -78,6 +79,7 @@ __all__ = [
     "compare",
     "convert_qat_",
     "distill",
+    "expose_linears_",
     "finalize_pruning_",
     "fuse_",
     "load",

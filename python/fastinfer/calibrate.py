@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastinfer.calibration import Calibration, InputRange
 from fastinfer.candidates import find_layers, group_tied
+from fastinfer.expose import exposed
 from fastinfer.histogram import Histogram
 from fastinfer.observe import check_batches, run_batches
 
@@ -59,6 +60,18 @@ def calibrate(
     if not 50 < percentile <= 100:
         raise ValueError(f"percentile: got {percentile}, want above 50, up to 100")
 
+    with exposed(model):
+        seen = _watch(model, batches, method, progress)
+    ranges = [layer.input_range(method, percentile) for layer in seen if layer.elements]
+    if not ranges:
+        raise ValueError("model: no linear layer that can be int8 was reached by batches")
+    return Calibration(tuple(ranges))
+
+
+def _watch(
+    model: nn.Module, batches: Iterable[Any], method: Method, progress: bool | None
+) -> list["_Seen"]:
+    """What arrives at each layer that can be int8 as `model` runs."""
     layers = find_layers(model, None, quantized_too=True)
     group_tied(model, layers, embeddings_too=True)  # gives its reason to what stays float anyway
     seen = {
@@ -80,10 +93,7 @@ def calibrate(
     finally:
         for hook in hooks:
             hook.remove()
-    ranges = [layer.input_range(method, percentile) for layer in seen.values() if layer.elements]
-    if not ranges:
-        raise ValueError("model: no linear layer that can be int8 was reached by batches")
-    return Calibration(tuple(ranges))
+    return list(seen.values())
 
 
 @dataclass

@@ -28,7 +28,7 @@ LEFT_OUT = "filter_fn left it out"
 class Layer:
     """A linear module, every place in the model where it stands, and why it stays (or None).
 
-    Beside linear layers of the same weight, an nn.Embedding.
+    Beside linear layers of the same weight, an nn.Embedding; or whatever `list_modules` looks for.
     """
 
     module: Any  # nn.Linear, a subclass of it, QuantizedLinear or, where asked for, Conv1D
@@ -78,7 +78,7 @@ def find_layers(
 
 def list_layers(model: nn.Module, conv1d_too: bool = False) -> list[Layer]:
     """Every linear module below `model`, in the model's order, each once, without reasons."""
-    return _list(
+    return list_modules(
         model,
         lambda module: (
             isinstance(module, nn.Linear | QuantizedLinear) or (conv1d_too and is_conv1d(module))
@@ -86,7 +86,7 @@ def list_layers(model: nn.Module, conv1d_too: bool = False) -> list[Layer]:
     )
 
 
-def _list(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[Layer]:
+def list_modules(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[Layer]:
     """Every module below `model` that is `wanted`, in the model's order, each once."""
     layers = {
         id(module): Layer(module, [name])
@@ -142,7 +142,7 @@ def group_tied(
 
 def _join_embeddings(model: nn.Module, groups: dict[int, list[Layer]]) -> None:
     """Appends plain embeddings to the groups of their weights, by address."""
-    for embedding in _list(model, lambda m: why_not_quantizable_embedding(m) is None):
+    for embedding in list_modules(model, lambda m: why_not_quantizable_embedding(m) is None):
         address = embedding.module.weight.data_ptr()
         if address in groups and address != 0:
             for layer in groups[address]:

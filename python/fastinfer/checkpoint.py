@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinfer.config import Int8Dynamic, Int8WeightOnly
+from fastinfer.expose import expose_
 from fastinfer.fuse import fuse_
 from fastinfer.huggingface import build_empty, import_transformers
 from fastinfer.nn import QuantizedEmbedding, QuantizedLinear
@@ -117,6 +118,7 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
             raise ValueError(f"it has format {description['format']}, want {FORMAT}")
         layers, shared, fused = (description[key] for key in ("int8", "shared", "fused"))
         model = build_empty(path)
+        expose_(model, {layer["name"] for layer in layers})
         for layer in layers:
             sizes = int(layer["in_features"]), int(layer["out_features"])
             kind = _LAYERS[layer["scheme"]]

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from fastinfer.expose import exposed
 from fastinfer.observe import call, check_inputs, observed
 from fastinfer.render import Printable
 
@@ -207,6 +208,22 @@ def compare(model: nn.Module, quantized: nn.Module, inputs: Any) -> Comparison:
         )
     check_inputs("inputs", inputs)
 
+    with exposed(model), exposed(quantized):
+        want, got, layers = _run_both(model, quantized, inputs)
+    if not want:
+        raise ValueError("model: its output holds no floating-point tensor to compare")
+    if want.keys() != got.keys():
+        raise ValueError(f"quantized: its outputs are {list(got)}, want {list(want)}, as of model")
+    outputs = {name: Error() for name in want}
+    for name, error in outputs.items():
+        error.add(want[name], got[name])
+    return Comparison(outputs, tuple(layers.values()))
+
+
+def _run_both(
+    model: nn.Module, quantized: nn.Module, inputs: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, LayerError]]:
+    """What both models return, and the errors of the layers that differ."""
     originals = dict(model.named_modules())
     pairs = {
         name: (originals[name], layer)
@@ -228,15 +245,7 @@ def compare(model: nn.Module, quantized: nn.Module, inputs: Any) -> Comparison:
     with observed(model, quantized):
         want = _run(model, inputs, {name: pair[0] for name, pair in pairs.items()}, on_original)
         got = _run(quantized, inputs, {name: pair[1] for name, pair in pairs.items()}, on_quantized)
-
-    if not want:
-        raise ValueError("model: its output holds no floating-point tensor to compare")
-    if want.keys() != got.keys():
-        raise ValueError(f"quantized: its outputs are {list(got)}, want {list(want)}, as of model")
-    outputs = {name: Error() for name in want}
-    for name, error in outputs.items():
-        error.add(want[name], got[name])
-    return Comparison(outputs, tuple(layers.values()))
+    return want, got, layers
 
 
 def _run(

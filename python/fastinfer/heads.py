@@ -12,11 +12,13 @@ from torch.overrides import TorchFunctionMode
 
 from fastinfer.candidates import FilterFn, list_layers
 from fastinfer.criteria import AnyScore, Magnitude
+from fastinfer.expose import can_split
 from fastinfer.narrowing import HeadPruning
 from fastinfer.nn import SplitAttention
 from fastinfer.observe import call, observed
 from fastinfer.prune import Scope
 from fastinfer.sparsity import largest
+from fastinfer.swap import close_fused_paths
 from fastinfer.units import Units, check_keep, check_shared, find_layers, prove_, score
 
 _AGAIN = "its layers are called more than once"
@@ -74,7 +76,7 @@ def prune_heads_(
     check_shared(model, example_inputs, criterion, batches, filter_fn)
     with torch.inference_mode(False), torch.no_grad():  # or nothing could be trained later
         trial = copy.deepcopy(model).requires_grad_(False)
-        _split_(trial, [name for name, module in model.named_modules() if _can_split(module)])
+        _split_(trial, [name for name, module in model.named_modules() if can_split(module)])
         found = find_attention(trial, example_inputs)
         _give_reasons(found, {layer.name: layer.reason for layer in find_layers(trial, filter_fn)})
         _refuse_unknown(keep, found)
@@ -91,15 +93,6 @@ def prune_heads_(
     return HeadPruning(tuple(block.row() for block in found), criterion.label)
 
 
-def _can_split(module: nn.Module) -> bool:
-    return (
-        type(module) is nn.MultiheadAttention
-        and module.bias_k is None
-        and not module.add_zero_attn
-        and not (module._forward_hooks or module._forward_pre_hooks)
-    )
-
-
 def _split_(model: nn.Module, names: Iterable[str]) -> None:
     """Puts a SplitAttention where one of `names` is an nn.MultiheadAttention."""
     for name in names:
@@ -110,11 +103,7 @@ def _split_(model: nn.Module, names: Iterable[str]) -> None:
                 for attribute, child in parent._modules.items():
                     if child is module:
                         setattr(parent, attribute, made)
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and any(
-            isinstance(child, SplitAttention) for child in module.modules()
-        ):
-            module.use_nested_tensor = False  # it would read weights that are not there
+    close_fused_paths(model)
 
 
 class _Finder(TorchFunctionMode):

@@ -127,6 +127,7 @@ def _search(
     fused = _fused(trial, "fused", max_error)
 
     say("Timing the linear layers beside their int8 twins")
+    trial.become(trial.opened)
     layers = find_layers(model, filter_fn)
     sizes = {layer.name: tensor_bytes(layer.module) for layer in layers}
     trial.pairs = make_pairs(model, group_tied(model, layers, embeddings_too=True), spill)

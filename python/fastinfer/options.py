@@ -45,7 +45,7 @@ def find_options(
 ) -> tuple[list[Layer], list[list[Option]]]:
     """Every linear layer of the model, with a reason if it stays float; and of the others, a list
     for those that share a weight: an option a scheme, timed. Layers are made and put into the file
-    one by one.
+    one by one. The trial is in its opened form.
 
     Raises ValueError if no layer can be put into a scheme.
     """

@@ -25,3 +25,22 @@ def set_sizes(module: nn.Module) -> None:
     names = ("nf", "nx") if is_conv1d(module) else ("out_features", "in_features")
     for name, size in zip(names, outputs_first(module, weight).shape, strict=True):
         setattr(module, name, size)
+
+
+def linear_of(weight: Tensor, bias: Tensor | None, source: Tensor, copy: bool) -> nn.Linear:
+    """An nn.Linear with these numbers, weight [out, in], that requires a gradient as `source` does.
+
+    copy: False lets it share their memory; of tensors made under torch.inference_mode, which cannot
+    be trained, it then requires no gradient.
+    """
+
+    def parameter(values: Tensor) -> nn.Parameter:
+        values = values.detach().clone() if copy else values.detach()
+        return nn.Parameter(values, source.requires_grad and not values.is_inference())
+
+    made = nn.Linear(1, 1, bias is not None, device="meta")
+    made.out_features, made.in_features = weight.shape
+    made.weight = parameter(weight)
+    if bias is not None:
+        made.bias = parameter(bias)
+    return made

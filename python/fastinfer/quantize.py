@@ -18,16 +18,16 @@ from fastinfer.candidates import (
     group_tied,
 )
 from fastinfer.config import Int8Dynamic, Int8Static, Int8WeightOnly
+from fastinfer.expose import exposed
 from fastinfer.footprint import other_bytes, tensor_bytes
 from fastinfer.fuse import fuse_
 from fastinfer.guard import Timing, time_layers, verdict
 from fastinfer.huge_pages import to_huge_pages_
 from fastinfer.nn import QuantizedLinear, WeightOnlyLinear
 from fastinfer.observe import check_inputs
-from fastinfer.summary import Summary
+from fastinfer.summary import Row, Summary
 from fastinfer.swap import (
     Make,
-    close_fused_paths,
     make_row,
     make_twins,
     put,
@@ -82,6 +82,17 @@ def quantize_(
     raises on example_inputs comes through.
     """
     _check(model, config, filter_fn, example_inputs)
+    bytes_before = tensor_bytes(model)
+    with exposed(model):
+        rows = _replace(model, config, filter_fn, example_inputs, progress)
+    fusion = fuse_(model, example_inputs) if fuse else None
+    return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model), fusion)
+
+
+def _replace(
+    model: nn.Module, config: Any, filter_fn: FilterFn | None, example_inputs: Any, progress: Any
+) -> list[Row]:
+    """Puts the int8 layers in place; the summary's rows."""
     static = isinstance(config, Int8Static)
     ranges = config.calibration.by_name if isinstance(config, Int8Static) else {}
     layers = find_layers(model, filter_fn, quantized_too=static)
@@ -93,7 +104,6 @@ def quantize_(
                 groups.append([layer])
             else:
                 layer.reason = ALREADY
-    bytes_before = tensor_bytes(model)
 
     weight_only = isinstance(config, Int8WeightOnly)
     make = WeightOnlyLinear.from_linear if weight_only else QuantizedLinear.from_linear
@@ -117,12 +127,10 @@ def quantize_(
         for layer in group:
             if layer.reason is None:
                 put(layer, made[layer.module])
-    close_fused_paths(model)
     done = (layer.module for group in groups for layer in group if layer.reason is None)
     # A layer that was int8 before keeps its weight where it is, perhaps in a mapped file.
     to_huge_pages_(made[module] for module in done if not isinstance(module, QuantizedLinear))
-    fusion = fuse_(model, example_inputs) if fuse else None
-    return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model), fusion)
+    return rows
 
 
 def _check(model: object, config: object, filter_fn: object, example_inputs: object) -> None:

@@ -153,6 +153,7 @@ def measure(
     """Time and error of each layer in each scheme, and of the model in each."""
     model = trial.model
     trial.remember_outputs()
+    trial.become(trial.opened)
     sizes = {name: tensor_bytes(m) for name, m in model.named_modules()}
     layers, found = find_options(trial, spill, batches, schemes, filter_fn, say)
     say("Timing the layers in the model, in each scheme in turns")
@@ -173,14 +174,14 @@ def _time_in_place(
     ]
     places = [[layer.module for layer in options[0].layers] for options in found]
     forms = [trial.int8_form([option.pair for option in column]) for column in columns]
-    given, *taken = trial.time_layers([trial.given, *forms], places)
+    opened, *taken = trial.time_layers([trial.opened, *forms], places)
     spans = {}
     for place, options in enumerate(found):
         for option, run in zip(options, taken, strict=True):
             if option.failed is None:
-                option.ms_before, option.ms_after = 1e3 * given.own[place], 1e3 * run.own[place]
-                spans[option] = 1e3 * given.span(place), 1e3 * run.span(place)
-    return 1e3 * given.seconds, spans
+                option.ms_before, option.ms_after = 1e3 * opened.own[place], 1e3 * run.own[place]
+                spans[option] = 1e3 * opened.span(place), 1e3 * run.span(place)
+    return 1e3 * opened.seconds, spans
 
 
 def choose(measured: Measured, max_error: float, say: Say) -> Searched:
@@ -195,10 +196,14 @@ def choose(measured: Measured, max_error: float, say: Say) -> Searched:
 
     say("Timing the candidates in turns")
     tried = [given, *uniform, *mixed]
-    for mix, seconds in zip(tried, trial.time([mix.form for mix in tried]), strict=True):
+    # What layers take was measured in the opened form; only that shows what the machine does now.
+    exposed = [_Mix("opened", (), form=trial.opened)] if trial.opened != trial.given else []
+    timed = [given, *exposed, *uniform, *mixed]
+    for mix, seconds in zip(timed, trial.time([mix.form for mix in timed]), strict=True):
         mix.ms = 1e3 * seconds
+    plain = [*(exposed or [given]), *uniform]
     for mix in tried:
-        mix.predicted_ms = measured.ms_with(mix.options, _drift(measured, tried, mix))
+        mix.predicted_ms = measured.ms_with(mix.options, _drift(measured, plain, mix))
     for mix in uniform:
         if not mix.error <= max_error:
             mix.note = f"its error is above {max_error:g}"
@@ -237,14 +242,14 @@ def _assembled(
     return _Mix(name, options, label, error=trial.error(), form=form)
 
 
-def _drift(measured: Measured, tried: Iterable[_Mix], but: _Mix) -> Drift:
-    """What the plain models other than `but` take by now of what they took when layers were timed.
+def _drift(measured: Measured, plain: Iterable[_Mix], but: _Mix) -> Drift:
+    """What the `plain` models other than `but` take now, of what they took when layers were timed.
 
     A machine whose memory is shared with others may be slower by now, the more so the larger the
     weights. For the scheme of `but` the mean of the others stands.
     """
-    plain = [mix for mix in tried if mix is not but and (mix.label or not mix.options)]
-    ratios = {mix.label: mix.ms / measured.ms_with(mix.options) for mix in plain}
+    others = [mix for mix in plain if mix is not but]
+    ratios = {mix.label: mix.ms / measured.ms_with(mix.options) for mix in others}
     return defaultdict(lambda: fmean(ratios.values()), ratios)
 
 

@@ -12,7 +12,7 @@ from fastinfer.candidates import Layer
 from fastinfer.config import Int8Dynamic, Int8Static
 from fastinfer.footprint import tensor_bytes
 from fastinfer.guard import Timing
-from fastinfer.nn import QATLinear, QuantizedEmbedding, QuantizedLinear
+from fastinfer.nn import QATLinear, QuantizedEmbedding, QuantizedLinear, SplitAttention
 from fastinfer.ops import unpack_w8
 from fastinfer.summary import Row
 
@@ -113,7 +113,7 @@ def _squares(x: torch.Tensor) -> float:
 
 
 def close_fused_paths(model: nn.Module) -> list[FusedPath]:
-    """Makes torch's transformer encoder call its linear layers where they are int8, or to be.
+    """Makes torch's transformer encoder call its layers where they are int8, to be, or not torch's.
 
     nn.TransformerEncoderLayer.forward hands the weights of linear1 and linear2 to one fused float
     operator if activation_relu_or_gelu is not 0; the activation itself comes from elsewhere.
@@ -125,10 +125,10 @@ def close_fused_paths(model: nn.Module) -> list[FusedPath]:
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             encoder_layers: list[nn.Module] = list(module.layers)
-            if any(_holds_int8(layer) for layer in encoder_layers):
+            if any(_must_be_called(layer) for layer in encoder_layers):
                 closed.append((module, "use_nested_tensor", module.use_nested_tensor))
                 module.use_nested_tensor = False
-        elif isinstance(module, nn.TransformerEncoderLayer) and _holds_int8(module):
+        elif isinstance(module, nn.TransformerEncoderLayer) and _must_be_called(module):
             closed.append((module, "activation_relu_or_gelu", module.activation_relu_or_gelu))
             module.activation_relu_or_gelu = 0
     return closed
@@ -140,5 +140,6 @@ def open_fused_paths(closed: Sequence[FusedPath]) -> None:
         setattr(module, attribute, value)
 
 
-def _holds_int8(layer: nn.Module) -> bool:
-    return any(isinstance(child, QuantizedLinear | QATLinear) for child in layer.children())
+def _must_be_called(layer: nn.Module) -> bool:
+    kinds = QuantizedLinear | QATLinear | SplitAttention
+    return any(isinstance(child, kinds) for child in layer.children())

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from tempfile import TemporaryFile
 from time import perf_counter
@@ -15,6 +15,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fastinfer.compare import Error, float_tensors
+from fastinfer.expose import Exposures
 from fastinfer.fuse import Fusion
 from fastinfer.guard import Timing, time_layers
 from fastinfer.huge_pages import to_huge_pages_
@@ -35,46 +36,56 @@ _CALL = "_compiled_call_impl"  # where nn.Module keeps what a call runs in place
 
 @dataclass(frozen=True)
 class Form:
-    """What a model can be: the pairs that are int8 in it, and what a call of it runs."""
+    """What a model can be: the pairs that are int8 in it, what a call of it runs, and whether it is
+    as `expose_linears_` makes it, as all are in which something is int8."""
 
     int8: tuple[Pair, ...] = ()
     call: Any = None
     fusion: Fusion | None = None
+    exposed: bool = False
 
 
 class Trial:
     """`model` and `batches`, in eval mode and inference mode whenever it runs.
 
     `pairs`: the layers that have an int8 form; a layer that has several is in as many pairs, and a
-    form holds one of them at most. `given`: the form that the model came in. `form`:
-    the one that it is in.
+    form holds one of them at most. `given`: the form that the model came in. `opened`: the one in
+    which all of its linear layers stand in the model; the same unless some have to be exposed.
+    `form`: the one that it is in.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Any]) -> None:
         self.model = model
         self.pairs: list[Pair] = []
         self.given = self.form = Form(call=vars(model).get(_CALL))
+        with torch.inference_mode(False):
+            self._exposures = Exposures(model)
+        self.opened = replace(self.given, exposed=len(self._exposures) > 0)
         self._batches = batches
         self._had_call = _CALL in vars(model)
         self._closed: list[FusedPath] = []
         self._want: list[dict[str, Tensor]] = []
 
     def int8_form(self, pairs: Sequence[Pair]) -> Form:
-        return Form(tuple(pairs), self.given.call)
+        return replace(self.opened, int8=tuple(pairs))
 
     def fused_form(self, fusion: Fusion) -> Form:
         """The present form, after fuse_."""
-        return Form(self.form.int8, vars(self.model)[_CALL], fusion)
+        return replace(self.form, call=vars(self.model)[_CALL], fusion=fusion)
 
     def become(self, form: Form) -> None:
         """Puts the model into a form; layers that are in it already are not touched."""
-        if set(form.int8) != set(self.form.int8):
+        if set(form.int8) != set(self.form.int8) or form.exposed != self.form.exposed:
             open_fused_paths(self._closed)
+            if form.exposed and not self.form.exposed:
+                self._exposures.open()
             for pair in self.pairs:
                 if pair not in form.int8:
                     pair.to_float()
             for pair in form.int8:
                 pair.to_int8()
+            if not form.exposed:
+                self._exposures.close()
             self._closed = close_fused_paths(self.model)
         if form.call is None and not self._had_call:
             vars(self.model).pop(_CALL, None)
@@ -88,6 +99,7 @@ class Trial:
         self._closed = []
         for pair in self.pairs:
             pair.to_float()
+        self._exposures.close()
         self.become(self.given)
 
     def finish(self) -> None:
@@ -97,7 +109,10 @@ class Trial:
         # The others of the same layers go first: a weight that they hold would be read back.
         for pair in sorted(self.pairs, key=lambda pair: pair.is_int8):
             pair.release()
-        self.pairs, self.given, self.form = [], Form(), Form()
+        open_fused_paths(self._closed)
+        self._exposures.close()
+        close_fused_paths(self.model)
+        self.pairs, self.given, self.opened, self.form = [], Form(), Form(), Form()
 
     def remember_outputs(self) -> None:
         """Takes what the model returns now for what `error` compares with."""

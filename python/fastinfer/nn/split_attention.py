@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastinfer.projections import linear_of
+
 
 class SplitAttention(nn.Module):
     """What nn.MultiheadAttention computes, from linear layers of its own for q, k, v and output.
@@ -31,8 +33,10 @@ class SplitAttention(nn.Module):
         self.num_heads, self.dropout, self.batch_first = num_heads, dropout, batch_first
 
     @classmethod
-    def from_torch(cls, attention: nn.MultiheadAttention) -> Self:
+    def from_torch(cls, attention: nn.MultiheadAttention, copy: bool = True) -> Self:
         """The same numbers in parameters of their own; training mode and requires_grad stay.
+
+        copy: False lets them share the memory of those of `attention`.
 
         Raises ValueError if it has add_bias_kv or add_zero_attn.
         """
@@ -46,11 +50,11 @@ class SplitAttention(nn.Module):
         )
         biases = [None] * 3 if bias is None else bias.chunk(3)
         layers = {
-            name: _linear(weight, b, attention.q_proj_weight if packed is None else packed)
+            name: linear_of(weight, b, attention.q_proj_weight if packed is None else packed, copy)
             for name, weight, b in zip("qkv", weights, biases, strict=True)
         }
         out = attention.out_proj
-        layers["out"] = _linear(out.weight, out.bias, out.weight)
+        layers["out"] = linear_of(out.weight, out.bias, out.weight, copy)
         made = cls(layers, attention.num_heads, attention.dropout, attention.batch_first)
         return made.train(attention.training)
 
@@ -68,14 +72,14 @@ class SplitAttention(nn.Module):
         if is_causal and attn_mask is None:
             raise ValueError("attn_mask: got None with is_causal, want the causal mask")
         batched = query.dim() == 3
-        if not batched:
-            query, key, value = query[None], key[None], value[None]
-            if key_padding_mask is not None:
-                key_padding_mask = key_padding_mask[None]
-        elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        if not batched and key_padding_mask is not None:
+            key_padding_mask = key_padding_mask[None]
         q = self._heads(self.q_proj(query))
         k, v = self._heads(self.k_proj(key)), self._heads(self.v_proj(value))
+        if is_causal and key_padding_mask is None and not need_weights:
+            attn_mask = None  # as torch does: it is that of is_causal, and need not be read
+        else:
+            is_causal = False
         mask = self._mask(attn_mask, key_padding_mask, q)
         dropout = self.dropout if self.training else 0.0
         weights = None
@@ -85,14 +89,20 @@ class SplitAttention(nn.Module):
             y = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        y = self.out_proj(y.transpose(1, 2).flatten(2))
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
         if not batched:
-            return y[0], None if weights is None else weights[0]
-        return y if self.batch_first else y.transpose(0, 1), weights
+            y, weights = y[0].transpose(0, 1), None if weights is None else weights[0]
+        else:
+            y = y.transpose(1, 2) if self.batch_first else y.permute(2, 0, 1, 3)
+        return self.out_proj(y.flatten(-2)), weights
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        """[batch, heads, tokens, head size], a view of x: the order of its dimensions before is
+        that of `forward`, so that query, key and value stay one tensor if they were."""
+        x = x.unflatten(-1, (self.num_heads, -1))
+        if x.dim() == 3:
+            return x.transpose(0, 1)[None]
+        return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
 
     def _mask(self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
         """What is added to the scores, [batch or 1, heads or 1, queries or 1, keys]."""
@@ -112,12 +122,3 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
-
-
-def _linear(weight: Tensor, bias: Tensor | None, source: Tensor) -> nn.Linear:
-    made = nn.Linear(1, 1, bias is not None, device="meta")
-    made.out_features, made.in_features = weight.shape
-    made.weight = nn.Parameter(weight.detach().clone(), source.requires_grad)
-    if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone(), source.requires_grad)
-    return made

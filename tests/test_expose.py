@@ -1,0 +1,280 @@
+"""Modules that multiply by matrices of their own: given linear layers, and back as they were."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+import fastinfer
+from fastinfer import Int8Dynamic, checkpoint, expose_linears_, quantize_
+from fastinfer.candidates import list_layers
+from fastinfer.expose import exposed
+from fastinfer.nn import QuantizedLinear, SplitAttention
+
+Randn = Callable[..., Tensor]
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class Block(nn.Module):
+    """Attention over a memory, and a Conv1D as in GPT-2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True, **options)
+        self.conv = hf.pytorch_utils.Conv1D(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention(x, x[:, :3], x[:, :3])[0]
+        return self.conv(y.contiguous())  # which Conv1D needs and nn.Linear does not
+
+
+def make(**options: Any) -> nn.Module:
+    model = nn.Sequential(Block(**options), nn.Linear(24, 8)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def modules(model: nn.Module) -> list[tuple[str, int]]:
+    return [(name, id(module)) for name, module in model.named_modules()]
+
+
+def same_state(model: nn.Module, state: dict[str, Tensor]) -> bool:
+    now = model.state_dict()
+    return list(now) == list(state) and all(torch.equal(now[name], state[name]) for name in now)
+
+
+@pytest.fixture(params=[False, True])
+def in_inference_mode(request: pytest.FixtureRequest) -> Iterator[bool]:
+    with torch.inference_mode(request.param):
+        yield request.param
+
+
+def test_linears_compute_the_same_on_memory_of_their_own(randn: Randn) -> None:
+    model, x = make(), randn(2, 5, 16)
+    want = model(x)
+    assert expose_linears_(model) == ("0.attention", "0.conv")
+    assert isinstance(model[0].attention, SplitAttention)
+    assert type(model[0].conv) is nn.Linear
+    assert len(list_layers(model)) == 6
+    assert torch.allclose(model(x), want, rtol=1e-5, atol=1e-6)
+    for parameter in model.parameters():
+        assert parameter.is_contiguous()
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes
+        assert parameter.requires_grad
+    model(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert expose_linears_(model) == ()
+
+
+def test_training_tools_find_them(randn: Randn) -> None:
+    model, x = make(), randn(2, 5, 16)
+    expose_linears_(model)
+    pruning = fastinfer.prune_(model, fastinfer.Sparse24())
+    assert len(pruning.rows) == 6
+    assert all(row.structure == "2:4" for row in pruning.rows)
+    assert len(fastinfer.sparsify_(model).quantized) == 6
+    assert model(x).isfinite().all()
+
+
+def test_others_stay(randn: Randn) -> None:
+    class Mine(nn.MultiheadAttention):
+        pass
+
+    def forward(x: Tensor) -> Tensor:
+        return x
+
+    hooked, replaced = make()[0], make()[0]
+    hooked.attention.register_forward_hook(lambda *_: None)
+    hooked.conv.register_forward_pre_hook(lambda *_: None)
+    replaced.conv.forward = forward
+    replaced.attention.out_proj.forward = forward
+    added = [nn.MultiheadAttention(8, 2, add_zero_attn=True)]
+    added += [nn.MultiheadAttention(8, 2, add_bias_kv=True), Mine(8, 2)]
+    masked = nn.MultiheadAttention(8, 2)
+    nn.utils.parametrize.register_parametrization(masked, "in_proj_weight", nn.Identity())
+    model = nn.ModuleList([hooked, replaced, *added, masked])
+    before = modules(model)
+    assert expose_linears_(model) == ()
+    quantize_(model)
+    assert modules(model) == before
+    with pytest.raises(TypeError, match="model: got str"):
+        expose_linears_("model")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"got an nn\.Linear"):
+        expose_linears_(nn.Linear(2, 2))
+
+
+def test_what_does_not_become_int8_comes_back(randn: Randn, in_inference_mode: bool) -> None:
+    model, x = make(), randn(2, 5, 16)
+    before, state, want = modules(model), copy.deepcopy(model.state_dict()), model(x)
+    seen = []
+
+    def refuse(module: nn.Module, name: str) -> bool:
+        seen.append((name, type(module)))
+        return False
+
+    summary = quantize_(model, filter_fn=refuse)
+    names = [*(f"0.attention.{name}" for name in PROJECTIONS), "0.conv", "1"]
+    assert seen == [(name, nn.Linear) for name in names]
+    assert [row.name for row in summary.rows] == names
+    assert modules(model) == before
+    assert same_state(model, state)
+    assert torch.equal(model(x), want)
+    assert summary.to_dict()["other_bytes"].keys() == {"MultiheadAttention", "Conv1D"}
+
+
+def test_an_exception_leaves_the_model_as_it_was(randn: Randn) -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+    model.eval()
+    before = modules(model), model.use_nested_tensor, model.layers[0].activation_relu_or_gelu
+
+    def fail(module: nn.Module, name: str) -> bool:
+        assert isinstance(model.layers[0].self_attn, SplitAttention)
+        raise KeyboardInterrupt
+
+    for run in (
+        lambda: quantize_(model, filter_fn=fail),
+        lambda: fastinfer.optimize(model, randn(2, 3, 16), filter_fn=fail),
+        lambda: fastinfer.sensitivity(model, [randn(2, 3, 16)], filter_fn=fail),
+        lambda: fastinfer.search(model, [randn(2, 3, 16)], filter_fn=fail),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        flags = model.use_nested_tensor, model.layers[0].activation_relu_or_gelu
+        assert (modules(model), *flags) == before
+
+
+def test_a_part_in_int8(randn: Randn, in_inference_mode: bool) -> None:
+    """The others of its layers stay float, in memory of their own."""
+    model, x = make(), randn(2, 5, 16)
+    original = copy.deepcopy(model)
+    conv = model[0].conv
+    summary = quantize_(model, filter_fn=lambda module, name: name == "0.attention.k_proj")
+    assert [row.name for row in summary.quantized] == ["0.attention.k_proj"]
+    attention = model[0].attention
+    assert isinstance(attention.k_proj, QuantizedLinear)
+    assert model[0].conv is conv
+    packed = original[0].attention.in_proj_weight
+    assert torch.equal(attention.q_proj.weight, packed[:16])
+    for parameter in attention.parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes
+        assert parameter.requires_grad != in_inference_mode or not parameter.is_inference()
+    want, got = original(x), model(x)
+    assert 0 < (got - want).norm() <= 0.02 * want.norm()
+    assert len(fastinfer.compare(original, model, x).layers) == 1
+    quantize_(model)
+    assert len([m for m in model.modules() if isinstance(m, QuantizedLinear)]) == 6
+    assert len(fastinfer.compare(original, model, x).layers) == 6
+
+
+def test_state_goes_into_another_that_was_quantised_alike(randn: Randn) -> None:
+    model, other, x = make(bias=False), make(bias=False), randn(2, 5, 16)
+    quantize_(model)
+    quantize_(other)
+    assert not torch.equal(model(x), other(x))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), other(x))
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+def test_one_attention_in_two_places(randn: Randn) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = self.second = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x, x, x, need_weights=False)[0]
+            return self.second(x, x, x, need_weights=False)[0]
+
+    model, x = nn.Sequential(Twice()).eval(), randn(2, 5, 16)
+    want = model(x)
+    names = {row.name for row in quantize_(model, example_inputs=x).rows}
+    assert names == {f"0.first.{name}" for name in PROJECTIONS}
+    quantize_(model)
+    assert model[0].first is model[0].second
+    assert isinstance(model[0].first.v_proj, QuantizedLinear)
+    assert 0 < (model(x) - want).norm() <= 0.05 * want.norm()
+
+
+def test_shared_projections_stay_shared(randn: Randn) -> None:
+    model, x = nn.ModuleList([nn.MultiheadAttention(16, 2) for _ in range(2)]).eval(), randn(5, 16)
+    model[1].in_proj_weight = model[0].in_proj_weight
+    want = [attention(x, x, x)[0] for attention in model]
+    assert len(quantize_(model).quantized) == 8
+    for name in ("q_proj", "k_proj", "v_proj"):
+        first, second = (getattr(attention, name).weight_packed for attention in model)
+        assert first is second
+    for attention, y in zip(model, want, strict=True):
+        assert 0 < (attention(x, x, x)[0] - y).norm() <= 0.05 * y.norm()
+
+
+def test_ranges_of_their_inputs(randn: Randn) -> None:
+    model, x = make(), randn(2, 5, 16)
+    before, want = modules(model), model(x)
+    calibration = fastinfer.calibrate(model, [x])
+    assert modules(model) == before
+    assert calibration.by_name.keys() >= {"0.attention.v_proj", "0.conv"}
+    assert len(quantize_(model, fastinfer.Int8Static(calibration)).quantized) == 6
+    assert float(model[0].conv.input_scale) > 0
+    assert 0 < (model(x) - want).norm() <= 0.05 * want.norm()
+    with torch.inference_mode():  # ranges of int8 layers found anew
+        assert len(fastinfer.calibrate(model, [x]).by_name) == 6
+
+
+def test_sensitivity_and_search(randn: Randn, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)
+    model, x = model.eval(), randn(2, 3, 16)
+    before, original = modules(model), copy.deepcopy(model)
+    layers = fastinfer.sensitivity(model, [x], [Int8Dynamic()]).measured
+    assert [layer.name.rpartition(".")[2] for layer in layers] == [
+        *("q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2")
+    ]
+    assert all(0 < layer.schemes["int8 dynamic"].error < 0.05 for layer in layers)
+    assert modules(model) == before
+    # Every layer gains, and the more are int8 the less time a model takes.
+    monkeypatch.setattr(fastinfer.options.Option, "gains", True)
+    monkeypatch.setattr(
+        fastinfer.trial.Trial, "time", lambda self, forms: [1.0 / (1 + len(f.int8)) for f in forms]
+    )
+    result = fastinfer.search(model, [x], schemes=[Int8Dynamic()])
+    assert len(result.summary.quantized) == 6
+    with torch.inference_mode():
+        want, got = original(x), model(x)
+    assert float((got - want).norm() / want.norm()) == pytest.approx(result.kept.error, rel=1e-5)
+    assert not model.use_nested_tensor
+    assert [c.name for c in result.candidates][:2] == ["as given", "all int8 dynamic"]
+    assert all(candidate.predicted_ms > 0 for candidate in result.candidates)
+
+
+def test_files(tmp_path: Path) -> None:
+    """A model of transformers that holds an nn.MultiheadAttention, part of it in int8."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 4, "image_size": 32, "patch_size": 16}
+    hf.SiglipVisionModel(hf.SiglipVisionConfig(**sizes)).save_pretrained(tmp_path / "model")
+    model = hf.SiglipVisionModel.from_pretrained(tmp_path / "model").eval()
+    summary = quantize_(model, filter_fn=lambda module, name: not name.endswith("q_proj"))
+    kept = fastinfer.optimized.Candidate("int8", kept=True)
+    result = fastinfer.Optimized(model, summary, [kept], [])
+    checkpoint.save(result, tmp_path / "model", tmp_path / "out")
+    loaded = fastinfer.load(tmp_path / "out")
+    head = loaded.head.attention
+    assert isinstance(head.k_proj, QuantizedLinear)
+    assert type(head.q_proj) is nn.Linear
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(loaded(x).pooler_output, model(x).pooler_output)
+
+
+def test_nothing_to_expose_changes_nothing(randn: Randn) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    before = modules(model)
+    with exposed(model):
+        assert modules(model) == before
+    assert modules(model) == before
