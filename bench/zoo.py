@@ -146,6 +146,20 @@ def build_qwen2(attention: str) -> nn.Module:
     return Prefill(Qwen2ForCausalLM(config)).eval()
 
 
+def build_gpt2(attention: str) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(SEED)
+    return Prefill(GPT2LMHeadModel(GPT2Config(attn_implementation=attention))).eval()
+
+
+def build_torch_encoder(attention: str) -> nn.Module:
+    """torch's own layers at the sizes of BERT-base; `attention` has no bearing on them."""
+    torch.manual_seed(SEED)
+    layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True)
+    return nn.TransformerEncoder(layer, 12).eval()
+
+
 def generator(skip: int) -> torch.Generator:
     return torch.Generator().manual_seed(SEED + 1 + skip)
 
@@ -189,17 +203,22 @@ def draw_images(size: Size, count: int, skip: int) -> list[Inputs]:
 
 
 def draw_prompts(size: Size, count: int, skip: int) -> list[Inputs]:
-    """Random words; the mask of ones that a tokenizer adds spares transformers the search for
-    several texts packed in one row, which neither exporter knows."""
+    """Random words that every vocabulary here has; the mask of ones that a tokenizer adds spares
+    transformers the search for several texts packed in one row, which neither exporter knows."""
     shape = (size.batch, size.length)
     random = generator(skip)
     return [
         {
-            "input_ids": torch.randint(151936, shape, generator=random),
+            "input_ids": torch.randint(50257, shape, generator=random),
             "attention_mask": torch.ones(shape, dtype=torch.int64),
         }
         for _ in range(count)
     ]
+
+
+def draw_vectors(size: Size, count: int, skip: int) -> list[Inputs]:
+    random, shape = generator(skip), (size.batch, size.length, 768)
+    return [{"src": torch.randn(shape, generator=random)} for _ in range(count)]
 
 
 MODELS = {
@@ -233,6 +252,26 @@ MODELS = {
             build_vit,
             draw_images,
             onnx_type="vit",
+            heads=12,
+            hidden=768,
+            calibration=32,
+        ),
+        Model(
+            "GPT-2",
+            (Size(1, LENGTH), Size(8, LENGTH)),
+            build_gpt2,
+            draw_prompts,
+            onnx_type="gpt2",
+            heads=12,
+            hidden=768,
+            calibration=16,
+        ),
+        Model(
+            "nn.TransformerEncoder",
+            (Size(1, LENGTH), Size(8, LENGTH)),
+            build_torch_encoder,
+            draw_vectors,
+            onnx_type="",
             heads=12,
             hidden=768,
             calibration=32,

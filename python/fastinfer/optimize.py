@@ -60,9 +60,10 @@ def optimize(
     the others wait in a temporary file (in TMPDIR, as large as the model's linear layers and a
     quarter more). On top of the model come at most about its largest layer, the outputs y0, and the
     code of torch.compile. Weights that are not plain memory of their own (mapped from a file, as
-    transformers' from_pretrained leaves them; part of a larger tensor; shared) stay where they are
-    meanwhile, with the int8 ones beside them. Where int8 is kept, the float weights are gone unless
-    something outside the model holds them.
+    transformers' from_pretrained leaves them; part of a larger tensor, as those of
+    nn.MultiheadAttention; shared; a Conv1D's) stay where they are meanwhile, with the int8 ones
+    beside them. Where int8 is kept, the float weights are gone unless something outside the model
+    holds them.
 
     An exception leaves the model as it was, a keyboard interrupt too. What the model as given
     raises on example_inputs comes through; a candidate that raises is out, with its reason.

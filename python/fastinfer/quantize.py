@@ -50,7 +50,11 @@ def quantize_(
     fuse: bool = False,
     progress: bool | None = None,
 ) -> Summary:
-    """Replaces the nn.Linear layers of `model`, in place, by int8 ones; says what became of each.
+    """Replaces the linear layers of `model`, in place, by int8 ones; says what became of each.
+
+    These are its nn.Linear layers, and what `expose_linears_` makes linear layers: the projections
+    of nn.MultiheadAttention, named q_proj, k_proj, v_proj and out_proj below it, and transformers'
+    Conv1D. A module that held those comes back as it was if none of them becomes int8.
 
     model: a trained model on the CPU; its layers are replaced, its other parts not touched.
     config: the scheme, Int8Dynamic(), Int8Static(calibration) or Int8WeightOnly().
