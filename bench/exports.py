@@ -5,13 +5,13 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import zoo
+from fastinfer.observe import layer_by_layer
 from peers import onnx_dynamic_int8
 
 ONNX_FILE = "model.onnx"
@@ -23,17 +23,6 @@ def _example(model: zoo.Model, length: int) -> zoo.Inputs:
     return model.draw(zoo.Size(2, length), 1, 1)[0]
 
 
-@contextlib.contextmanager
-def _layer_by_layer() -> Iterator[None]:
-    """torch's encoder layers as operators that are known elsewhere, not as one of torch's own."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
 def onnx_fp32(name: str, length: int, folder: Path) -> None:
     """Exported with attention spelled out, the form that the transformer optimizer recognises, and
     by the exporter whose graphs it fuses; then optimized with the model's type."""
@@ -42,7 +31,7 @@ def onnx_fp32(name: str, length: int, folder: Path) -> None:
     model = zoo.MODELS[name]
     module, inputs = model.build("eager"), _example(model, length)
     exported = folder / ("exported.onnx" if model.onnx_type else ONNX_FILE)
-    with torch.no_grad(), warnings.catch_warnings(), _layer_by_layer():
+    with torch.no_grad(), warnings.catch_warnings(), layer_by_layer():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
@@ -75,7 +64,7 @@ def openvino_fp32(name: str, length: int, folder: Path) -> None:
     import openvino
 
     model = zoo.MODELS[name]
-    with warnings.catch_warnings(), _layer_by_layer():
+    with warnings.catch_warnings(), layer_by_layer():
         warnings.simplefilter("ignore")
         converted = openvino.convert_model(
             model.build("sdpa"), example_input=_example(model, length)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastinfer
 from fastinfer import Int8Dynamic, checkpoint, expose_linears_, quantize_
 from fastinfer.candidates import list_layers
-from fastinfer.expose import exposed
+from fastinfer.expose import Exposure, exposed
 from fastinfer.nn import QuantizedLinear, SplitAttention
 
 Randn = Callable[..., Tensor]
@@ -99,7 +99,13 @@ def test_others_stay(randn: Randn) -> None:
     added += [nn.MultiheadAttention(8, 2, add_bias_kv=True), Mine(8, 2)]
     masked = nn.MultiheadAttention(8, 2)
     nn.utils.parametrize.register_parametrization(masked, "in_proj_weight", nn.Identity())
-    model = nn.ModuleList([hooked, replaced, *added, masked])
+    scaled, low_rank, empty = (nn.MultiheadAttention(8, 2) for _ in range(3))
+    scaled.scale = nn.Parameter(torch.ones(()))
+    low_rank.out_proj.lora = nn.Parameter(torch.ones(8, 8))
+    empty.in_proj_weight = None
+    odd = hf.pytorch_utils.Conv1D(4, 8)
+    odd.weight = nn.Parameter(torch.empty(0))
+    model = nn.ModuleList([hooked, replaced, *added, masked, scaled, low_rank, empty, odd])
     before = modules(model)
     assert expose_linears_(model) == ()
     quantize_(model)
@@ -270,6 +276,148 @@ def test_files(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(loaded(x).pooler_output, model(x).pooler_output)
+
+
+def test_files_of_a_model_that_was_exposed(tmp_path: Path) -> None:
+    """A square Conv1D that stayed float is turned round, which no shape tells."""
+    sizes = {"vocab_size": 50, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    hf.GPT2Model(hf.GPT2Config(**sizes)).save_pretrained(tmp_path / "model")
+    model = hf.GPT2Model.from_pretrained(tmp_path / "model").eval()
+    expose_linears_(model)
+    summary = quantize_(model, filter_fn=lambda module, name: not name.endswith("attn.c_proj"))
+    kept = fastinfer.optimized.Candidate("int8", kept=True)
+    result = fastinfer.Optimized(model, summary, [kept], [])
+    checkpoint.save(result, tmp_path / "model", tmp_path / "out")
+    loaded, ids = fastinfer.load(tmp_path / "out"), torch.arange(12).view(2, 6)
+    with torch.inference_mode():
+        assert torch.equal(loaded(ids).last_hidden_state, model(ids).last_hidden_state)
+
+
+def test_training_flags_of_single_parameters() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32), hf.pytorch_utils.Conv1D(4, 16))
+    model.append(nn.MultiheadAttention(16, 2, kdim=8, vdim=8))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("bias" in name)
+    model[2].v_proj_weight.requires_grad_()
+    expose_linears_(model)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("bias" in name or name == "2.v_proj.weight")
+
+
+def test_ties_stay_or_keep_the_module() -> None:
+    def count(model: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    twins = nn.ModuleList([nn.MultiheadAttention(16, 2) for _ in range(2)])
+    twins[1].in_proj_weight = twins[0].in_proj_weight
+    twins[1].out_proj.weight = twins[0].out_proj.weight
+    convs = nn.ModuleList([hf.pytorch_utils.Conv1D(8, 16) for _ in range(2)])
+    convs[1].weight = convs[0].weight
+    elsewhere = nn.ModuleList([nn.MultiheadAttention(16, 2), nn.Embedding(48, 16)])
+    elsewhere[1].weight = elsewhere[0].in_proj_weight
+    model = nn.ModuleList([twins, convs, elsewhere])
+    before = count(model)
+    assert expose_linears_(model) == ("0.0", "0.1", "1.0", "1.1")
+    assert count(model) == before
+    assert twins[0].k_proj.weight is twins[1].k_proj.weight
+    assert convs[0].weight is convs[1].weight
+    assert type(elsewhere[0]) is nn.MultiheadAttention
+    names = {row.name for row in quantize_(model).quantized}
+    assert not any(name.startswith("2") for name in names)
+    assert len(names) == 10
+
+
+class Reader(nn.Module):
+    """Reads attributes of the attention that it holds, and its packed weight if `deep`."""
+
+    def __init__(self, deep: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.linear = nn.Linear(16, 16)
+        self.deep = deep
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, x = self.attention, self.linear(x)
+        assert (a.embed_dim, a.kdim, a.vdim, a.head_dim, a.num_heads) == (16, 16, 16, 8, 2)
+        assert a.bias_k is a.bias_v is None
+        if self.deep:
+            x = x + a.in_proj_weight.mean()
+        return a(x, x, x, need_weights=False)[0]
+
+
+def test_models_that_read_the_module(randn: Randn) -> None:
+    plain, deep = (nn.Sequential(Reader(deep)).eval() for deep in (False, True))
+    x, before, want = randn(2, 5, 16), modules(deep), deep(randn(2, 5, 16))
+    quantize_(plain)
+    assert plain(x).isfinite().all()
+    names = [layer.name for layer in fastinfer.sensitivity(deep, [x], [Int8Dynamic()]).measured]
+    assert names == ["0.linear"]
+    assert fastinfer.optimize(deep, x, max_error=0.0).kept.name in ("as given", "fused")
+    assert modules(deep) == before
+    rows = quantize_(deep, example_inputs=x).rows
+    assert [row.name for row in rows] == ["0.attention.out_proj", "0.linear"]
+    assert type(deep[0].attention) is nn.MultiheadAttention
+    assert deep(x).shape == want.shape
+
+
+def test_errors_where_a_sequence_is_padded(randn: Randn) -> None:
+    """torch's fused path, which int8 layers switch off, writes zeros there: no error of int8."""
+
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            return self.head(self.encoder(x, src_key_padding_mask=padding))
+
+    model, x = Tagger().eval(), randn(2, 6, 16)
+    padding = torch.tensor([[False] * 6, [False] * 3 + [True] * 3])
+    before = modules(model), model.encoder.use_nested_tensor
+    layers = fastinfer.sensitivity(model, [(x, padding)], [Int8Dynamic()]).measured
+    assert len(layers) == 13
+    assert all(0 < layer.schemes["int8 dynamic"].error < 0.05 for layer in layers)
+    assert (modules(model), model.encoder.use_nested_tensor) == before
+    assert torch.backends.mha.get_fastpath_enabled()
+    result = fastinfer.optimize(model, (x, padding))
+    errors = {candidate.name: candidate.error for candidate in result.candidates}
+    assert errors["fused"] < 1e-5
+    assert errors["int8"] is None or errors["int8"] < 0.05
+
+
+@pytest.mark.parametrize("run", ["expose", "quantize"])
+def test_no_memory_left(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+    before, calls = modules(model), []
+
+    def fail(exposure: Exposure) -> None:
+        calls.append(exposure)
+        raise MemoryError
+
+    monkeypatch.setattr(Exposure, "own_memory_", fail)
+    if run == "expose":
+        with pytest.raises(MemoryError):
+            expose_linears_(model)
+        assert modules(model) == before
+        assert model.use_nested_tensor
+    else:
+        with pytest.raises(MemoryError):
+            quantize_(model, filter_fn=lambda module, name: name == "layers.1.self_attn.q_proj")
+        assert type(model.layers[0].self_attn) is nn.MultiheadAttention
+        assert not model.use_nested_tensor
+    padding = torch.tensor([[False] * 3 + [True]])
+    model.eval()(torch.randn(1, 4, 16), src_key_padding_mask=padding)
+    assert len(calls) == 1
+
+
+def test_compare_where_the_original_was_not_exposed(randn: Randn) -> None:
+    model, x = make(), randn(2, 5, 16)
+    original = copy.deepcopy(model)
+    original[0].attention.register_forward_hook(lambda *_: None)
+    quantize_(model)
+    names = {layer.name for layer in fastinfer.compare(original, model, x).layers}
+    assert names == {"0.conv", "1"}  # torch's attention calls no layers
 
 
 def test_nothing_to_expose_changes_nothing(randn: Randn) -> None:

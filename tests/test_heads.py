@@ -389,6 +389,8 @@ def test_split_attention_without_a_batch_and_what_it_refuses(randn):
     for got, want in zip(ours(x, x, x), theirs(x, x, x), strict=True):
         assert got.shape == want.shape
         assert close(got, want)
+    with pytest.raises(TypeError, match=r"mask: got torch.int64, want torch.bool"):
+        ours(x, x, x, attn_mask=torch.ones(5, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match="attn_mask: got None with is_causal"):
         ours(x, x, x, is_causal=True)
     with pytest.raises(ValueError, match="add_bias_kv or add_zero_attn"):

@@ -18,6 +18,7 @@ const std::unordered_map<std::string_view, Instruction>& instructions() {
       {"attention", Call<attention>::run},
       {"contiguous", Call<contiguous>::run},
       {"expand", Call<expand>::run},
+      {"flatten", Call<flatten>::run},
       {"layer_norm", Call<layer_norm>::run},
       {"linear_w8a16", Call<linear_w8a16>::run},
       {"linear_w8a8", Call<linear_w8a8>::run},

@@ -219,6 +219,23 @@ Tensor reshape(const Tensor& x, const Sizes& given) {
   return view_of(torch::stable::contiguous(x), shape, contiguous_strides(shape));
 }
 
+Tensor flatten(const Tensor& x, int64_t start_dim, int64_t end_dim) {
+  if (x.dim() == 0) {
+    dimension("flatten", start_dim, 1);
+    dimension("flatten", end_dim, 1);
+    return reshape(x, Sizes{1});
+  }
+  Sizes shape = sizes_of(x);
+  const int64_t first = dimension("flatten", start_dim, x.dim()),
+                last = dimension("flatten", end_dim, x.dim());
+  STD_TORCH_CHECK(first <= last, "flatten: end_dim comes before start_dim");
+  int64_t together = 1;
+  for (int64_t i = first; i <= last; ++i) together *= shape[i];
+  shape[first] = together;
+  shape.erase(shape.begin() + first + 1, shape.begin() + last + 1);
+  return reshape(x, shape);
+}
+
 Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 }  // namespace fastinfer::ops

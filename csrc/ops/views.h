@@ -23,6 +23,7 @@ std::vector<Tensor> split_with_sizes(const Tensor& x, const std::vector<int64_t>
 
 // These copy where the strides of x allow no view.
 Tensor reshape(const Tensor& x, const std::vector<int64_t>& shape);
+Tensor flatten(const Tensor& x, int64_t start_dim, int64_t end_dim);
 Tensor contiguous(const Tensor& x);
 
 }  // namespace fastinfer::ops

@@ -2,7 +2,8 @@
 
 config.json, ...     as in the directory of the float model
 model.safetensors    the state, and the buffers that a state dict leaves out
-fastinfer.json       which layers are int8, which names share a tensor, what was measured
+fastinfer.json       which layers are int8, which modules are exposed, which names share a tensor,
+                     what was measured
 """
 
 import json
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinfer.config import Int8Dynamic, Int8WeightOnly
-from fastinfer.expose import expose_
+from fastinfer.expose import expose_, find_exposures
 from fastinfer.fuse import fuse_
 from fastinfer.huggingface import build_empty, import_transformers
 from fastinfer.nn import QuantizedEmbedding, QuantizedLinear
@@ -50,6 +51,7 @@ def save(optimized: Optimized, source: Path, out: Path) -> None:
     check_output(out)
     model = optimized.model
     tensors, shared = _distinct(_tensors(model))
+    modules = dict(model.named_modules(remove_duplicate=False))
     description = {
         "format": FORMAT,
         "fastinfer": _version(),
@@ -62,7 +64,7 @@ def save(optimized: Optimized, source: Path, out: Path) -> None:
                 "bias": layer.bias is not None,
                 "scheme": _scheme(layer),
             }
-            for name, layer in model.named_modules(remove_duplicate=False)
+            for name, layer in modules.items()
             if isinstance(layer, QuantizedLinear)
         ],
         "int8_embeddings": [
@@ -73,8 +75,13 @@ def save(optimized: Optimized, source: Path, out: Path) -> None:
                 "padding_idx": layer.padding_idx,
                 "dtype": str(layer.dtype).removeprefix("torch."),
             }
-            for name, layer in model.named_modules(remove_duplicate=False)
+            for name, layer in modules.items()
             if isinstance(layer, QuantizedEmbedding)
+        ],
+        "exposed": [
+            exposure.name
+            for exposure in find_exposures(build_empty(source))
+            if type(modules.get(exposure.name)) is not type(exposure.layer.module)
         ],
         "shared": shared,
         "fused": optimized.summary.fusion is not None,
@@ -118,7 +125,7 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
             raise ValueError(f"it has format {description['format']}, want {FORMAT}")
         layers, shared, fused = (description[key] for key in ("int8", "shared", "fused"))
         model = build_empty(path)
-        expose_(model, {layer["name"] for layer in layers})
+        expose_(model, description["exposed"])
         for layer in layers:
             sizes = int(layer["in_features"]), int(layer["out_features"])
             kind = _LAYERS[layer["scheme"]]

@@ -12,6 +12,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from fastinfer.expose import exposed
+from fastinfer.nn import SplitAttention
 from fastinfer.observe import call, check_inputs, observed
 from fastinfer.render import Printable
 
@@ -228,7 +229,7 @@ def _run_both(
     pairs = {
         name: (originals[name], layer)
         for name, layer in quantized.named_modules()
-        if name and name in originals and type(originals[name]) is not type(layer)
+        if name and name in originals and _differ(originals[name], layer)
     }
     layers: dict[str, LayerError] = {}
     held: dict[str, list[Tensor]] = {name: [] for name in pairs}
@@ -246,6 +247,12 @@ def _run_both(
         want = _run(model, inputs, {name: pair[0] for name, pair in pairs.items()}, on_original)
         got = _run(quantized, inputs, {name: pair[1] for name, pair in pairs.items()}, on_quantized)
     return want, got, layers
+
+
+def _differ(original: nn.Module, layer: nn.Module) -> bool:
+    """Attention is compared by its linear layers."""
+    attention = nn.MultiheadAttention | SplitAttention
+    return type(original) is not type(layer) and not isinstance(original, attention)
 
 
 def _run(

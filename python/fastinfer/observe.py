@@ -113,17 +113,25 @@ def observed(*models: nn.Module) -> Iterator[None]:
     that carry hooks, so it is off inside: the layers are then called one by one and can be seen.
     So is what torch.compile made, which would trace the hooks instead of running them.
     """
-    fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing is compiled; importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(*models))
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
+        stack.enter_context(layer_by_layer())
+        yield
+
+
+@contextmanager
+def layer_by_layer() -> Iterator[None]:
+    """Inside, torch's attention and encoder take no fused path, which writes zeros where a sequence
+    is padded; the setting comes back after."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -50,11 +50,12 @@ def optimize(
     dict of keyword arguments, or a list of those: several batches. Shapes and thread count should
     be those of later.
     max_error: limit of ||y - y0|| / ||y0|| in the Euclidean norm over all floating-point outputs
-    for all batches together, y0 being those of the model as given. A value that is finite in one
-    alone counts as an infinite error. speedup: a goal, such as 2.0; the best found is handed back
-    whether it is reached or not, and `missed` says so. filter_fn(module, name) -> bool: False keeps
-    that linear layer float. progress: True or False shows or hides a bar; None shows it on a
-    terminal.
+    for all batches together, y0 being those of the model as given (where nn.TransformerEncoder has
+    a fused path, which writes zeros where a sequence is padded, those without it). A value that is
+    finite in one alone counts as an infinite error. speedup: a goal, such as 2.0; the best found is
+    handed back whether it is reached or not, and `missed` says so. filter_fn(module, name) -> bool:
+    False keeps that linear layer float. progress: True or False shows or hides a bar; None shows it
+    on a terminal.
 
     Memory: float weights and int8 ones are never in memory together but for one layer at a time;
     the others wait in a temporary file (in TMPDIR, as large as the model's linear layers and a
@@ -128,7 +129,7 @@ def _search(
     fused = _fused(trial, "fused", max_error)
 
     say("Timing the linear layers beside their int8 twins")
-    trial.become(trial.opened)
+    trial.open()
     layers = find_layers(model, filter_fn)
     sizes = {layer.name: tensor_bytes(layer.module) for layer in layers}
     trial.pairs = make_pairs(model, group_tied(model, layers, embeddings_too=True), spill)

@@ -27,20 +27,22 @@ def set_sizes(module: nn.Module) -> None:
         setattr(module, name, size)
 
 
-def linear_of(weight: Tensor, bias: Tensor | None, source: Tensor, copy: bool) -> nn.Linear:
-    """An nn.Linear with these numbers, weight [out, in], that requires a gradient as `source` does.
+def linear_of(
+    weight: Tensor, bias: Tensor | None, weight_trains: bool, bias_trains: bool, copy: bool
+) -> nn.Linear:
+    """An nn.Linear with these numbers, weight [out, in].
 
-    copy: False lets it share their memory; of tensors made under torch.inference_mode, which cannot
-    be trained, it then requires no gradient.
+    weight_trains, bias_trains: whether they require a gradient. copy: False lets the layer share
+    their memory; tensors made under torch.inference_mode can then require none.
     """
 
-    def parameter(values: Tensor) -> nn.Parameter:
+    def parameter(values: Tensor, trains: bool) -> nn.Parameter:
         values = values.detach().clone() if copy else values.detach()
-        return nn.Parameter(values, source.requires_grad and not values.is_inference())
+        return nn.Parameter(values, trains and not values.is_inference())
 
     made = nn.Linear(1, 1, bias is not None, device="meta")
     made.out_features, made.in_features = weight.shape
-    made.weight = parameter(weight)
+    made.weight = parameter(weight, weight_trains)
     if bias is not None:
-        made.bias = parameter(bias)
+        made.bias = parameter(bias, bias_trains)
     return made

@@ -87,7 +87,7 @@ def quantize_(
     """
     _check(model, config, filter_fn, example_inputs)
     bytes_before = tensor_bytes(model)
-    with exposed(model):
+    with exposed(model, example_inputs):
         rows = _replace(model, config, filter_fn, example_inputs, progress)
     fusion = fuse_(model, example_inputs) if fuse else None
     return Summary(rows, bytes_before, tensor_bytes(model), other_bytes(model), fusion)

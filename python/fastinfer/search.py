@@ -153,7 +153,7 @@ def measure(
     """Time and error of each layer in each scheme, and of the model in each."""
     model = trial.model
     trial.remember_outputs()
-    trial.become(trial.opened)
+    trial.open()
     sizes = {name: tensor_bytes(m) for name, m in model.named_modules()}
     layers, found = find_options(trial, spill, batches, schemes, filter_fn, say)
     say("Timing the layers in the model, in each scheme in turns")

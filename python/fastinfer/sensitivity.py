@@ -193,7 +193,7 @@ def sensitivity(
     given = list_batches(batches)
     with on_trial(model, given, progress) as (trial, spill, say):
         trial.remember_outputs()
-        trial.become(trial.opened)
+        trial.open()
         layers, found = find_options(trial, spill, given, schemes, filter_fn, say)
         measure_errors(trial, [o for options in found for o in options if o.failed is None], say)
         trial.undo()

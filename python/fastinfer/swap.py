@@ -17,7 +17,11 @@ from fastinfer.ops import unpack_w8
 from fastinfer.summary import Row
 
 _CHUNK = 1 << 17  # values of a weight that are compared at a time
-FusedPath = tuple[nn.Module, str, object]  # (module, attribute, its value before)
+FusedPath = tuple[nn.Module, str, object]  # (module, attribute, its value)
+_FUSED_PATHS: dict[type[nn.Module], str] = {
+    nn.TransformerEncoder: "use_nested_tensor",
+    nn.TransformerEncoderLayer: "activation_relu_or_gelu",
+}
 Make = Callable[[nn.Linear], QuantizedLinear]
 
 
@@ -112,31 +116,35 @@ def _squares(x: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
-def close_fused_paths(model: nn.Module) -> list[FusedPath]:
+def fused_paths(model: nn.Module) -> list[FusedPath]:
+    """What `close_fused_paths` may change, as it is now."""
+    return [
+        (module, attribute, getattr(module, attribute))
+        for module in model.modules()
+        for kind, attribute in _FUSED_PATHS.items()
+        if isinstance(module, kind)
+    ]
+
+
+def close_fused_paths(model: nn.Module) -> None:
     """Makes torch's transformer encoder call its layers where they are int8, to be, or not torch's.
 
     nn.TransformerEncoderLayer.forward hands the weights of linear1 and linear2 to one fused float
     operator if activation_relu_or_gelu is not 0; the activation itself comes from elsewhere.
     nn.TransformerEncoder.forward makes nested tensors for that operator if use_nested_tensor.
-
-    Returns what `open_fused_paths` takes back.
     """
-    closed: list[FusedPath] = []
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             encoder_layers: list[nn.Module] = list(module.layers)
             if any(_must_be_called(layer) for layer in encoder_layers):
-                closed.append((module, "use_nested_tensor", module.use_nested_tensor))
                 module.use_nested_tensor = False
         elif isinstance(module, nn.TransformerEncoderLayer) and _must_be_called(module):
-            closed.append((module, "activation_relu_or_gelu", module.activation_relu_or_gelu))
             module.activation_relu_or_gelu = 0
-    return closed
 
 
-def open_fused_paths(closed: Sequence[FusedPath]) -> None:
-    """Undoes `close_fused_paths`."""
-    for module, attribute, value in closed:
+def open_fused_paths(paths: Sequence[FusedPath]) -> None:
+    """Undoes `close_fused_paths`; paths: what `fused_paths` gave before."""
+    for module, attribute, value in paths:
         setattr(module, attribute, value)
 
 

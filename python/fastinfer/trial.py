@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from tempfile import TemporaryFile
@@ -15,14 +15,14 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fastinfer.compare import Error, float_tensors
-from fastinfer.expose import Exposures
+from fastinfer.expose import Exposure, find_exposures, runs
 from fastinfer.fuse import Fusion
 from fastinfer.guard import Timing, time_layers
 from fastinfer.huge_pages import to_huge_pages_
-from fastinfer.observe import call, evaluating, observed
+from fastinfer.observe import call, evaluating, layer_by_layer, observed
 from fastinfer.spans import Spans, median_spans, take_spans
 from fastinfer.spill import Pair, Spill, Twins
-from fastinfer.swap import FusedPath, close_fused_paths, open_fused_paths
+from fastinfer.swap import close_fused_paths, fused_paths, open_fused_paths
 
 T = TypeVar("T")
 
@@ -36,13 +36,13 @@ _CALL = "_compiled_call_impl"  # where nn.Module keeps what a call runs in place
 
 @dataclass(frozen=True)
 class Form:
-    """What a model can be: the pairs that are int8 in it, what a call of it runs, and whether it is
-    as `expose_linears_` makes it, as all are in which something is int8."""
+    """What a model can be: the pairs that are int8 in it, what a call of it runs, and which modules
+    have linear layers in their place, as those must in which something is int8."""
 
     int8: tuple[Pair, ...] = ()
     call: Any = None
     fusion: Fusion | None = None
-    exposed: bool = False
+    exposed: tuple[Exposure, ...] = ()
 
 
 class Trial:
@@ -58,16 +58,16 @@ class Trial:
         self.model = model
         self.pairs: list[Pair] = []
         self.given = self.form = Form(call=vars(model).get(_CALL))
-        with torch.inference_mode(False):
-            self._exposures = Exposures(model)
-        self.opened = replace(self.given, exposed=len(self._exposures) > 0)
+        self.opened = replace(self.given, exposed=tuple(find_exposures(model)))
         self._batches = batches
         self._had_call = _CALL in vars(model)
-        self._closed: list[FusedPath] = []
+        self._paths = fused_paths(model)
         self._want: list[dict[str, Tensor]] = []
 
     def int8_form(self, pairs: Sequence[Pair]) -> Form:
-        return replace(self.opened, int8=tuple(pairs))
+        linears = {layer.module for pair in pairs for layer in pair.layers}
+        exposed = tuple(e for e in self.opened.exposed if not e.linears.isdisjoint(linears))
+        return replace(self.opened, int8=tuple(pairs), exposed=exposed)
 
     def fused_form(self, fusion: Fusion) -> Form:
         """The present form, after fuse_."""
@@ -76,30 +76,39 @@ class Trial:
     def become(self, form: Form) -> None:
         """Puts the model into a form; layers that are in it already are not touched."""
         if set(form.int8) != set(self.form.int8) or form.exposed != self.form.exposed:
-            open_fused_paths(self._closed)
-            if form.exposed and not self.form.exposed:
-                self._exposures.open()
+            open_fused_paths(self._paths)
             for pair in self.pairs:
                 if pair not in form.int8:
                     pair.to_float()
+            self._expose(form)
             for pair in form.int8:
                 pair.to_int8()
-            if not form.exposed:
-                self._exposures.close()
-            self._closed = close_fused_paths(self.model)
+            close_fused_paths(self.model)
         if form.call is None and not self._had_call:
             vars(self.model).pop(_CALL, None)
         else:
             setattr(self.model, _CALL, form.call)
         self.form = form
 
+    def open(self) -> None:
+        """Puts the model into its opened form, which is the given one if it does not run so."""
+        self.become(self.opened)
+        if self.opened.exposed and not runs(self.model, self._batches):
+            self.become(self.given)
+            self.opened = self.given
+
+    def _expose(self, form: Form) -> None:
+        for exposure in set(self.opened.exposed) - set(form.exposed):
+            exposure.close()
+        for exposure in set(form.exposed) - set(self.form.exposed):
+            exposure.open()
+
     def undo(self) -> None:
         """The model as it was, whatever happened."""
-        open_fused_paths(self._closed)
-        self._closed = []
         for pair in self.pairs:
             pair.to_float()
-        self._exposures.close()
+        self._expose(self.given)
+        open_fused_paths(self._paths)
         self.become(self.given)
 
     def finish(self) -> None:
@@ -109,14 +118,13 @@ class Trial:
         # The others of the same layers go first: a weight that they hold would be read back.
         for pair in sorted(self.pairs, key=lambda pair: pair.is_int8):
             pair.release()
-        open_fused_paths(self._closed)
-        self._exposures.close()
-        close_fused_paths(self.model)
+        for exposure in self.form.exposed:
+            exposure.own_memory_()
         self.pairs, self.given, self.opened, self.form = [], Form(), Form(), Form()
 
     def remember_outputs(self) -> None:
         """Takes what the model returns now for what `error` compares with."""
-        with self._running():
+        with self._running(), layer_by_layer():
             for batch in self._batches:
                 outputs = dict(float_tensors(call(self.model, batch), ""))
                 if not outputs:
@@ -126,7 +134,9 @@ class Trial:
     def error(self) -> float:
         """||y - y0|| / ||y0|| over all outputs for all batches together."""
         error = Error()
-        with self._running():
+        # What torch.compile made takes no fused path, and would be traced again without.
+        plain = nullcontext() if self.form.fusion else layer_by_layer()
+        with self._running(), plain:
             for batch, want in zip(self._batches, self._want, strict=True):
                 got = dict(float_tensors(call(self.model, batch), ""))
                 if got.keys() != want.keys():

@@ -14,6 +14,7 @@ from fastinfer.graph.match import aten
 METHODS = {
     aten.contiguous.default: "contiguous",
     aten.expand.default: "expand",
+    aten.flatten.using_ints: "flatten",
     aten.permute.default: "permute",
     aten.reshape.default: "reshape",
     aten.select.int: "select",

@@ -39,6 +39,7 @@ _KERNELS = (
 _VIEWS = {
     aten.contiguous.default: ("self",),
     aten.expand.default: ("self", "size"),
+    aten.flatten.using_ints: ("self", "start_dim", "end_dim"),
     aten.permute.default: ("self", "dims"),
     aten.reshape.default: ("self", "shape"),
     aten.select.int: ("self", "dim", "index"),

@@ -23,6 +23,9 @@ class SplitAttention(nn.Module):
     # nn.TransformerEncoderLayer asks for these: they say that its fused path is not for this one
     _qkv_same_embed_dim = False
     in_proj_bias = None
+    # others may
+    bias_k = bias_v = None
+    add_zero_attn = False
 
     def __init__(
         self, layers: dict[str, nn.Linear], num_heads: int, dropout: float, batch_first: bool
@@ -43,20 +46,39 @@ class SplitAttention(nn.Module):
         if attention.bias_k is not None or attention.add_zero_attn:
             raise ValueError("attention: it has add_bias_kv or add_zero_attn, want neither")
         packed, bias = attention.in_proj_weight, attention.in_proj_bias
-        weights: list[Tensor] = (
-            [attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight]
-            if packed is None
-            else list(packed.chunk(3))
-        )
+        given = [attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight]
+        weights: list[Tensor] = given if packed is None else list(packed.chunk(3))
         biases = [None] * 3 if bias is None else bias.chunk(3)
         layers = {
-            name: linear_of(weight, b, attention.q_proj_weight if packed is None else packed, copy)
+            name: linear_of(
+                *(weight, b),
+                weight_trains=(weight if packed is None else packed).requires_grad,
+                bias_trains=bias is not None and bias.requires_grad,
+                copy=copy,
+            )
             for name, weight, b in zip("qkv", weights, biases, strict=True)
         }
         out = attention.out_proj
-        layers["out"] = linear_of(out.weight, out.bias, out.weight, copy)
+        trains = out.weight.requires_grad, out.bias is not None and out.bias.requires_grad
+        layers["out"] = linear_of(out.weight, out.bias, *trains, copy=copy)
         made = cls(layers, attention.num_heads, attention.dropout, attention.batch_first)
         return made.train(attention.training)
+
+    @property
+    def embed_dim(self) -> int:
+        return self.out_proj.out_features
+
+    @property
+    def kdim(self) -> int:
+        return self.k_proj.in_features
+
+    @property
+    def vdim(self) -> int:
+        return self.v_proj.in_features
+
+    @property
+    def head_dim(self) -> int:
+        return self.q_proj.out_features // self.num_heads
 
     def forward(
         self,
@@ -119,6 +141,8 @@ class SplitAttention(nn.Module):
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    if mask.dtype != torch.bool:
+    if mask.is_floating_point():
         return mask.to(dtype)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: got {mask.dtype}, want torch.bool or a floating-point type")
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
