@@ -93,6 +93,7 @@ FAMILIES = {
         ),
         _ids,
     ),
+    "mpnet": Family(lambda: hf.MPNetModel(hf.MPNetConfig(**{**_TEXT, "pad_token_id": 1})), _ids),
     "vit": Family(lambda: hf.ViTModel(hf.ViTConfig(**_IMAGE)), _image),
     "clip text": Family(lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**_TEXT, **_TOKENS)), _ids),
     "clip vision": Family(lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**_IMAGE)), _image),

@@ -98,8 +98,8 @@ def test_numbers_of_nothing_are_not_run() -> None:
     assert {row.verdict for row in layers.numbers([])} == {"not run"}
 
 
-def test_every_model_has_a_requirement() -> None:
-    assert verdict.MODEL_SPEED.keys() == zoo.MODELS.keys()
+def test_every_requirement_is_of_a_model() -> None:
+    assert verdict.MODEL_SPEED.keys() <= zoo.MODELS.keys()
 
 
 def test_table_has_the_figures_and_the_reasons() -> None:

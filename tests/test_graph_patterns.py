@@ -220,6 +220,12 @@ def softmax(x):
 ATTENTION = {
     "divided": lambda q, k, v, m: softmax(scores(q, k) / math.sqrt(D)) @ v,
     "multiplied, masked": lambda q, k, v, m: softmax(scores(q, k) * 0.3 + m) @ v,
+    "mask in two terms": lambda q, k, v, m: (
+        softmax((scores(q, k) * 0.3).add_(k[:, :, None, :, 1]) + m) @ v
+    ),
+    "mask in three terms": lambda q, k, v, m: (
+        softmax(m + (k[:, :, None, :, 1] + scores(q, k) * 0.3) + k[:, :, None, :, 0]) @ v
+    ),
     "scaled query": lambda q, k, v, m: softmax(scores(q * 0.3, k)) @ v,
     "joined heads": lambda q, k, v, m: (softmax(scores(q, k)) @ v).view(B * H, T, D),
     "float32 softmax": lambda q, k, v, m: (
@@ -257,6 +263,17 @@ NOT_ATTENTION = {
     ),
     "bool mask added": lambda q, k, v: softmax(scores(q, k) + (k[:, :1, None, :, 0] > 0)) @ v,
     "int mask": lambda q, k, v: softmax(scores(q, k) + k[:, :1, None, :, 0].long()) @ v,
+    "bool mask in two terms": lambda q, k, v: (
+        softmax(scores(q, k) + k[:, :1, None, :, 1] + (k[:, :1, None, :, 0] > 0)) @ v
+    ),
+    "terms of two kinds": lambda q, k, v: (
+        softmax(scores(q, k) + k[:, :1, None, :, 1] + k[:, :1, None, :, 0].half()) @ v
+    ),
+    "two products": lambda q, k, v: softmax(scores(q, k) + scores(q * 2, k)) @ v,
+    "a sum returned": lambda q, k, v: (
+        softmax((w := scores(q, k) + k[:, :, None, :, 1]) + 1) @ v,
+        w,
+    ),
     "alpha": lambda q, k, v: softmax(torch.add(scores(q, k), k[:, :, None, :, 0], alpha=2)) @ v,
     "rounded scores": lambda q, k, v: softmax((3 * scores(q, k)).to(torch.int32).float()) @ v,
     "rounded weights": lambda q, k, v: softmax(9 * scores(q, k)).to(torch.int32).float() @ v,

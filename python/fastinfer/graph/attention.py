@@ -6,7 +6,7 @@ import torch
 from torch import SymFloat
 from torch.fx import Graph, Node
 
-from fastinfer.graph.emit import call, fastinfer, replace
+from fastinfer.graph.emit import call, call_with_value, fastinfer, replace
 from fastinfer.graph.match import (
     Expr,
     arguments,
@@ -26,11 +26,12 @@ from fastinfer.ops import MAX_HEAD_DIM
 
 def fuse_attention(graph: Graph) -> dict[str, int]:
     made = 0
+    sums: dict[tuple[Node, ...], Node] = {}
     for node in list(graph.nodes):
         if is_op(node, aten.scaled_dot_product_attention.default):
             made += _replace_operator(graph, node)
         elif is_op(node, aten.softmax.int, aten._softmax.default):
-            made += _replace_parts(graph, node)
+            made += _replace_parts(graph, node, sums)
     return {"attention": made}
 
 
@@ -111,9 +112,10 @@ def _heads_divide(q: Expr, k: Expr, v: Expr, out: Expr) -> bool:
     return plain and a[1] % b[1] == 0 and same_sizes(a[:1], b[:1]) and same_sizes(o, a)
 
 
-def _replace_parts(graph: Graph, softmax: Expr) -> bool:
+def _replace_parts(graph: Graph, softmax: Expr, sums: dict[tuple[Node, ...], Node]) -> bool:
     """softmax(q k^T * scale + mask, -1) v, of [B, H, T, D] tensors, with nothing else reading the
-    scores or the weights.
+    scores or the weights. The mask may come in terms: a bias by position, what hides padding. Their
+    sum is made once for all layers that add the same (`sums`).
 
     A query from which -Inf hides every key gives zeros, as torch's own operator has it, and not
     the NaN of a softmax of nothing.
@@ -130,27 +132,50 @@ def _replace_parts(graph: Graph, softmax: Expr) -> bool:
     scores = a["self"]
     while _is_float_cast(scores) and only_user(scores) is not None:
         scores = scores.args[0]
-    mask = None
-    pair = operands(scores, aten.add.Tensor)
-    if pair is not None and only_user(scores) is not None:
-        products = [p for p in pair if _product(p) is not None]
-        if len(products) != 1 or not all(is_tensor(p) for p in pair):
-            return False
-        mask = pair[1] if products[0] is pair[0] else pair[0]
-        scores = products[0]
-    found = _product(scores)
+    found = _sum(scores)
     if found is None:
         return False
-    q, k, scale = found
+    (q, k, scale), masks = found
     v = _plain_heads(user.args[1])
     q, k = _plain_heads(q), _plain_heads(k)
-    if not _fits(q, k, v, mask) or not _heads_divide(q, k, v, user):
+    if not all(_fits(q, k, v, mask) for mask in masks or (None,)):
         return False
-    if mask is not None and value(mask).dtype == torch.bool:  # it adds 1, and hides nothing
+    kinds = {value(mask).dtype for mask in masks}
+    if not _heads_divide(q, k, v, user) or len(kinds) > 1:
         return False
+    if torch.bool in kinds:  # it adds 1, and hides nothing
+        return False
+    mask = None
+    for term in masks:
+        mask = term if mask is None else _added(graph, softmax, (mask, term), sums)
     made = call(graph, user, user, fastinfer.attention.default, q, k, v, mask, scale)
     replace(graph, user, made)
     return True
+
+
+def _sum(scores: Expr) -> tuple[tuple[Expr, Expr, float], list[Node]] | None:
+    """What `_product` finds, and the tensors that are added to it one after another."""
+    found = _product(scores)
+    if found is not None:
+        return found, []
+    pair = operands(scores, aten.add.Tensor)
+    if pair is None or only_user(scores) is None or not all(is_tensor(p) for p in pair):
+        return None
+    sides = [(_sum(scores), mask) for scores, mask in (pair, pair[::-1])]
+    sums = [(inner, mask) for inner, mask in sides if inner is not None]
+    if len(sums) != 1:
+        return None
+    (found, masks), mask = sums[0]
+    return found, [*masks, mask]
+
+
+def _added(
+    graph: Graph, before: Node, terms: tuple[Node, Node], sums: dict[tuple[Node, ...], Node]
+) -> Node:
+    if terms not in sums:
+        with graph.inserting_before(before):
+            sums[terms] = call_with_value(graph, aten.add.Tensor, *terms)
+    return sums[terms]
 
 
 def _is_float_cast(node: Expr) -> bool:

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from fastinfer.graph.match import value
 
 fastinfer = torch.ops.fastinfer
 
@@ -19,6 +22,15 @@ def call(
         node = graph.call_function(op, args, kwargs)
     if like is not None:
         node.meta["val"] = like.meta["val"]
+    return node
+
+
+def call_with_value(graph: Graph, op: Callable[..., Any], *args: Any) -> Node:
+    """A call where the graph is being written to, with the fake tensor that it gives."""
+    node = graph.call_function(op, args)
+    tensor = next(value(a) for a in args if isinstance(a, Node))
+    with tensor.fake_mode:
+        node.meta["val"] = op(*map_arg(args, value))
     return node
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.fx.node import map_arg
 
-from fastinfer.graph.emit import fastinfer, set_argument
+from fastinfer.graph.emit import call_with_value, fastinfer, set_argument
 from fastinfer.graph.match import (
     Expr,
     arguments,
@@ -86,7 +85,9 @@ def _simplified(graph: Graph, mask: Expr, tq: Any, tk: Any) -> _Simple | None:
         parts = [_rows(graph, *looked_up[t]) if t in looked_up else t for t in left]
         whole = None
         for part in parts:
-            whole = part if whole is None else _call(graph, aten.__and__.Tensor, whole, part)
+            whole = (
+                part if whole is None else call_with_value(graph, aten.__and__.Tensor, whole, part)
+            )
     return _Simple(whole, bool(causal))
 
 
@@ -149,11 +150,11 @@ def _rows(graph: Graph, x: Node, first: _Ramp, second: _Ramp) -> Node:
     """x where its two dimensions belong among those of the mask."""
     for dim, ramp in enumerate((first, second)):
         if not same_sizes([value(x).shape[dim]], [ramp.size]):
-            x = _call(graph, aten.slice.Tensor, x, dim, 0, ramp.end)
+            x = call_with_value(graph, aten.slice.Tensor, x, dim, 0, ramp.end)
     for _ in range(first.place - second.place - 1):
-        x = _call(graph, aten.unsqueeze.default, x, 1)
+        x = call_with_value(graph, aten.unsqueeze.default, x, 1)
     for _ in range(second.place):
-        x = _call(graph, aten.unsqueeze.default, x, -1)
+        x = call_with_value(graph, aten.unsqueeze.default, x, -1)
     return x
 
 
@@ -174,12 +175,3 @@ def _ramp(node: Expr) -> _Ramp | None:
         if type(number) is int and ramp is not None:
             return replace(ramp, offset=ramp.offset + number)
     return None
-
-
-def _call(graph: Graph, op: Any, *args: Any) -> Node:
-    """A call with its value."""
-    node = graph.call_function(op, args)
-    tensor = next(value(a) for a in args if isinstance(a, Node))
-    with tensor.fake_mode:
-        node.meta["val"] = op(*map_arg(args, value))
-    return node
