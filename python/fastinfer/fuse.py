@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -154,7 +155,11 @@ class _Traced:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.code.compile(self._compiled, args, kwargs)
+        # Nothing for a profiler in the code that fetches weights: two calls of Python less a call.
+        config = torch._dynamo.config
+        known = hasattr(config, "record_runtime_overhead")
+        with config.patch(record_runtime_overhead=False) if known else nullcontext():
+            return self.code.compile(self._compiled, args, kwargs)
 
 
 class _FusedCall:
