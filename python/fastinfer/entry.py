@@ -26,7 +26,7 @@ class CompiledCode:
         self._function = function
         self._entries = _cache_entries()
         # By id; holding the code keeps it unique.
-        self._whole: dict[int, tuple[CodeType, bool]] = {}
+        self._whole: dict[int, tuple[CodeType, Callable[..., Any] | None]] = {}
         names = function.__code__.co_freevars
         cells = function.__closure__ or ()
         self._free = {n: cell.cell_contents for n, cell in zip(names, cells, strict=True)}
@@ -105,9 +105,10 @@ class CompiledCode:
             names = code.co_names
             whole = any(name.startswith("__compiled_fn") for name in names)
             whole = whole and not any("resume" in name for name in names)
-            self._whole[id(code)] = found = (code, whole)
-        f = self._function
-        return FunctionType(code, f.__globals__, closure=f.__closure__) if found[1] else None
+            f = self._function
+            run = FunctionType(code, f.__globals__, closure=f.__closure__) if whole else None
+            self._whole[id(code)] = found = (code, run)
+        return found[1]
 
 
 class _Guards(threading.local):
