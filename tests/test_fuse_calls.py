@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 
 import fastinfer
@@ -222,6 +223,27 @@ def test_generate():
     assert torch.equal(model.generate(ids, **options), original.generate(ids, **options))
     assert fusion.fused["attention"] == 1
     assert len(fusion.graphs) <= 4, "one for the prompt, one for its continuation, sizes as symbols"
+
+
+@torch.inference_mode()
+@torch.inference_mode()
+def test_generate_with_an_encoder_of_its_own():
+    """transformers calls the encoder first, by itself: it is a fused model within a fused model."""
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 1, "num_heads": 4}
+    model = hf.T5ForConditionalGeneration(
+        hf.T5Config(**sizes, vocab_size=100, decoder_start_token_id=0)
+    ).eval()
+    ids, options = torch.randint(3, 100, (2, 7)), {"max_new_tokens": 6, "min_new_tokens": 6}
+    want = model.generate(ids, **options)
+    start = torch.randint(3, 100, (2, 4))
+    whole = model(input_ids=ids, decoder_input_ids=start).logits
+    encoder, rest = fuse_(model.get_encoder()), fuse_(model)
+    assert torch.equal(model.generate(ids, **options), want)
+    assert encoder.fused["attention"] == 1
+    assert [graph.fused["attention"] for graph in rest.graphs] == [2, 2, 2]
+    same(model(input_ids=ids, decoder_input_ids=start).logits, whole)
+    assert rest.graphs[-1].fused["attention"] == 3  # traced as a whole
+    assert len(encoder.graphs) == 1
 
 
 @torch.inference_mode()
