@@ -67,7 +67,8 @@ def prune_(
 
     Left alone, each with its reason in the result: subclasses of nn.Linear, int8 layers, layers
     parametrised otherwise, weights tied to others, weights with NaN or Inf, layers that filter_fn
-    rejects, and those that no batch reached.
+    rejects, and those that no batch reached. For the projections of nn.MultiheadAttention and for
+    transformers' Conv1D call `expose_linears_` first.
 
     An exception leaves the model as it was. Raises TypeError on arguments of other types;
     ValueError if the criterion needs batches and there are none, if it does not go with the

@@ -46,7 +46,8 @@ def prepare_qat_(
     Left alone are the layers that `quantize_` leaves, with the same reasons in the summary, except
     that parametrised ones (a mask of pruning, torch.nn.utils.parametrize) are taken as well: the
     weight is quantised as the parametrisation gives it. Layers that share a weight are prepared
-    together or not at all.
+    together or not at all. For the projections of nn.MultiheadAttention and for transformers'
+    Conv1D call `expose_linears_` first.
 
     Raises TypeError on arguments of other types; ValueError if `model` is itself an nn.Linear, or
     if the calibration is of another model.

@@ -41,8 +41,9 @@ def smooth_(
 
     Norms: nn.LayerNorm, nn.RMSNorm and modules that behave alike, a weight of 1 + w included. One
     is left, with its reason in the result, if anything but whole nn.Linear weights reads its output
-    (a residual sum behind it, a Conv1D, the caller), if such a weight is tied or is used with other
-    inputs, or if it was not reached.
+    (a residual sum behind it, a Conv1D, nn.MultiheadAttention, the caller), if such a weight is
+    tied or is used with other inputs, or if it was not reached. (`expose_linears_` makes the two
+    linear layers.)
 
     An exception leaves the model as it was. Raises TypeError on arguments of other types;
     ValueError on alpha out of its range, no batches, a torch.jit.ScriptModule in the model, whose
