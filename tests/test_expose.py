@@ -1,6 +1,8 @@
 """Modules that multiply by matrices of their own: given linear layers, and back as they were."""
 
 import copy
+import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import transformers as hf
 from torch import Tensor, nn
 
 import fastinfer
-from fastinfer import Int8Dynamic, checkpoint, expose_linears_, quantize_
+from fastinfer import Int8Dynamic, checkpoint, expose_linears_, fuse, quantize_
 from fastinfer.candidates import list_layers
 from fastinfer.expose import Exposure, exposed
 from fastinfer.nn import QuantizedLinear, SplitAttention
+from fastinfer.spill import Pair
 
 Randn = Callable[..., Tensor]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -352,12 +355,14 @@ def test_models_that_read_the_module(randn: Randn) -> None:
     assert plain(x).isfinite().all()
     names = [layer.name for layer in fastinfer.sensitivity(deep, [x], [Int8Dynamic()]).measured]
     assert names == ["0.linear"]
+    assert fastinfer.calibrate(deep, [x]).by_name.keys() == {"0.linear"}
     assert fastinfer.optimize(deep, x, max_error=0.0).kept.name in ("as given", "fused")
     assert modules(deep) == before
     rows = quantize_(deep, example_inputs=x).rows
     assert [row.name for row in rows] == ["0.attention.out_proj", "0.linear"]
     assert type(deep[0].attention) is nn.MultiheadAttention
     assert deep(x).shape == want.shape
+    assert fastinfer.compare(copy.deepcopy(deep), deep, x).outputs["output"].sqnr_db == math.inf
 
 
 def test_errors_where_a_sequence_is_padded(randn: Randn) -> None:
@@ -409,6 +414,74 @@ def test_no_memory_left(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     padding = torch.tensor([[False] * 3 + [True]])
     model.eval()(torch.randn(1, 4, 16), src_key_padding_mask=padding)
     assert len(calls) == 1
+
+
+def test_no_memory_left_at_the_end_of_a_trial(
+    randn: Randn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = make(), randn(2, 5, 16)
+    before, state = modules(model), copy.deepcopy(model.state_dict())
+
+    def fail(exposure: Exposure) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Exposure, "own_memory_", fail)
+    monkeypatch.setattr(
+        fastinfer.trial.Trial, "time", lambda self, forms: [*range(len(forms), 0, -1)]
+    )
+    monkeypatch.setattr(sys.modules["fastinfer.optimize"], "verdict", lambda timings: None)
+    with pytest.raises(MemoryError):
+        fastinfer.optimize(model, x, max_error=1.0)
+    assert modules(model) == before
+    assert same_state(model, state)
+
+
+def test_a_full_disk_leaves_the_model_given(randn: Randn, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3))).eval(), randn(2, 16)
+    before, state, to_int8, calls = (
+        modules(model),
+        copy.deepcopy(model.state_dict()),
+        Pair.to_int8,
+        [],
+    )
+
+    def fail(pair: Pair) -> None:
+        calls.append(pair)
+        if len(calls) == 2:
+            raise OSError("no space left")
+        to_int8(pair)
+
+    monkeypatch.setattr(Pair, "to_int8", fail)
+    monkeypatch.setattr(sys.modules["fastinfer.optimize"], "verdict", lambda timings: None)
+    result = fastinfer.optimize(model, x)
+    assert "no space left" in str([candidate.note for candidate in result.candidates])
+    assert not result.summary.quantized
+    assert modules(model) == before
+    assert same_state(model, state)
+
+
+def test_code_to_paste_exposes(randn: Randn) -> None:
+    model, x = make(), randn(2, 5, 16)
+    sparse = fastinfer.Int8Sparse(fastinfer.Sparse24(), fastinfer.Magnitude())
+    found = fastinfer.sensitivity(model, [x], [sparse, Int8Dynamic()])
+    assert "expose_linears_" not in found.code("int8 dynamic", 10.0)
+    exec(found.code(sparse.label, 10.0), {"fastinfer": fastinfer, "model": model})
+    assert sum(isinstance(module, QuantizedLinear) for module in model.modules()) == 6
+
+
+def test_fused_encoders_are_traced_once(randn: Randn) -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 1), nn.Linear(16, 4)).eval()
+    traced, graphs = [], fuse.Fusion.__init__
+
+    def counted(fusion: fuse.Fusion, *args: Any) -> None:
+        traced.append(fusion)
+        graphs(fusion, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fuse.Fusion, "__init__", counted)
+        fastinfer.optimize(model, randn(2, 5, 16), max_error=1.0)
+    assert [len(fusion.graphs) for fusion in traced[:1]] == [1]
 
 
 def test_compare_where_the_original_was_not_exposed(randn: Randn) -> None:

@@ -282,6 +282,9 @@ NOT_ATTENTION = {
     "other dim": lambda q, k, v: torch.softmax(scores(q, k), -2) @ v,
     "narrow v": lambda q, k, v: softmax(scores(q, k)) @ v[..., :4],
     "one sequence of keys": lambda q, k, v: softmax(scores(q, k[:1])) @ v[:1],
+    "one key, many values": lambda q, k, v: (
+        softmax(scores(q, k[:, :, :1]) + k[:, :, None, :, 0]) @ v
+    ),
     "3-D": lambda q, k, v: F.scaled_dot_product_attention(q[0], k[0], v[0]),
     "operator, narrow v": lambda q, k, v: F.scaled_dot_product_attention(q, k, v[..., :4]),
     "wide": lambda q, k, v: F.scaled_dot_product_attention(

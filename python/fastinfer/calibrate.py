@@ -1,7 +1,7 @@
 """`calibrate`: runs a model on batches and finds the range of what arrives at each linear layer."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -60,7 +60,8 @@ def calibrate(
     if not 50 < percentile <= 100:
         raise ValueError(f"percentile: got {percentile}, want above 50, up to 100")
 
-    with exposed(model):
+    first = batches[0] if isinstance(batches, Sequence) and batches else None
+    with exposed(model, first):
         seen = _watch(model, batches, method, progress)
     ranges = [layer.input_range(method, percentile) for layer in seen if layer.elements]
     if not ranges:

@@ -81,7 +81,7 @@ def save(optimized: Optimized, source: Path, out: Path) -> None:
         "exposed": [
             exposure.name
             for exposure in find_exposures(build_empty(source))
-            if type(modules.get(exposure.name)) is not type(exposure.layer.module)
+            if type(modules[exposure.name]) is not type(exposure.layer.module)
         ],
         "shared": shared,
         "fused": optimized.summary.fusion is not None,
@@ -125,7 +125,7 @@ def load(directory: str | os.PathLike[str]) -> nn.Module:
             raise ValueError(f"it has format {description['format']}, want {FORMAT}")
         layers, shared, fused = (description[key] for key in ("int8", "shared", "fused"))
         model = build_empty(path)
-        expose_(model, description["exposed"])
+        expose_(model, description.get("exposed", []))
         for layer in layers:
             sizes = int(layer["in_features"]), int(layer["out_features"])
             kind = _LAYERS[layer["scheme"]]

@@ -209,7 +209,7 @@ def compare(model: nn.Module, quantized: nn.Module, inputs: Any) -> Comparison:
         )
     check_inputs("inputs", inputs)
 
-    with exposed(model), exposed(quantized):
+    with exposed(model, inputs), exposed(quantized, inputs):
         want, got, layers = _run_both(model, quantized, inputs)
     if not want:
         raise ValueError("model: its output holds no floating-point tensor to compare")

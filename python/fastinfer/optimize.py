@@ -132,7 +132,9 @@ def _search(
     trial.open()
     layers = find_layers(model, filter_fn)
     sizes = {layer.name: tensor_bytes(layer.module) for layer in layers}
-    trial.pairs = make_pairs(model, group_tied(model, layers, embeddings_too=True), spill)
+    trial.pairs = make_pairs(
+        model, group_tied(model, layers, embeddings_too=True), spill, trial.replaced
+    )
     timings, own_errors = trial.time_pairs(trial.pairs)
     for pair in trial.pairs:
         reason = verdict([timings[m.module] for m in pair.layers if m.module in timings])

@@ -55,7 +55,7 @@ def find_options(
         why = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])
         raise ValueError(f"model: no linear layer in it can change ({why or 'it has none'})")
     linears = {group[0].name: group[0].module for group in groups}
-    float_pairs = make_pairs(trial.model, groups, spill)
+    float_pairs = make_pairs(trial.model, groups, spill, trial.replaced)
     found: list[list[Option]] = [[] for _ in groups]
     for scheme in schemes:
         say(f"Making and timing the layers: {scheme.label}")

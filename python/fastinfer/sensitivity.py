@@ -55,6 +55,7 @@ class Sensitivity(Printable):
 
     layers: tuple[LayerSensitivity, ...]
     schemes: tuple[Scheme, ...]
+    exposed: bool = False  # whether some of the layers come of `expose_linears_`
 
     @property
     def measured(self) -> tuple[LayerSensitivity, ...]:
@@ -103,6 +104,8 @@ class Sensitivity(Printable):
         ]
         names = "\n".join(["{", *lines, "}"]) if lines else "set()"
         calls = next(s.code() for s in self.schemes if s.label == scheme)
+        if self.exposed and "prune_(" in calls:
+            calls = f"fastinfer.expose_linears_(model)\n{calls}"
         return (
             f"# Too sensitive to be {scheme} within an error of {max_error:g}; the error of each.\n"
             f"sensitive = {names}\n\n\n"
@@ -196,6 +199,7 @@ def sensitivity(
         trial.open()
         layers, found = find_options(trial, spill, given, schemes, filter_fn, say)
         measure_errors(trial, [o for options in found for o in options if o.failed is None], say)
+        exposed = bool(trial.opened.exposed)
         trial.undo()
     measured = {options[0].layers[0].name: _row(options) for options in found}
     shared = {layer.name for options in found for layer in options[0].layers[1:]}
@@ -207,7 +211,7 @@ def sensitivity(
         for layer in layers
         if layer.name not in shared
     ]
-    return Sensitivity(tuple(rows), tuple(schemes))
+    return Sensitivity(tuple(rows), tuple(schemes), exposed)
 
 
 def _row(options: Sequence[Option]) -> LayerSensitivity:

@@ -197,11 +197,15 @@ class Twins(Mapping[nn.Module, QuantizedLinear]):
         return len(self._pairs)
 
 
-def make_pairs(model: nn.Module, groups: Iterable[list[Layer]], spill: Spill) -> list[Pair]:
-    """A Pair for each group of layers that share a weight."""
+def make_pairs(
+    model: nn.Module, groups: Iterable[list[Layer]], spill: Spill, others: Iterable[nn.Module]
+) -> list[Pair]:
+    """A Pair for each group of layers that share a weight. others: modules that are not in the
+    model now but will be again."""
     holders = Counter(
         tensor.untyped_storage().data_ptr()
-        for tensor in (*model.parameters(), *model.buffers())
+        for module in (model, *others)
+        for tensor in (*module.parameters(), *module.buffers())
         if not is_lazy(tensor)
     )
     return [Pair(group, spill, FloatWeight(_is_movable(group, holders))) for group in groups]

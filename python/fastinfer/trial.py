@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from tempfile import TemporaryFile
@@ -75,20 +75,30 @@ class Trial:
 
     def become(self, form: Form) -> None:
         """Puts the model into a form; layers that are in it already are not touched."""
-        if set(form.int8) != set(self.form.int8) or form.exposed != self.form.exposed:
-            open_fused_paths(self._paths)
-            for pair in self.pairs:
-                if pair not in form.int8:
-                    pair.to_float()
-            self._expose(form)
-            for pair in form.int8:
-                pair.to_int8()
-            close_fused_paths(self.model)
+        try:
+            if set(form.int8) != set(self.form.int8) or form.exposed != self.form.exposed:
+                self._change(form)
+        except BaseException:
+            self.undo()
+            raise
+        self._set_call(form)
+        self.form = form
+
+    def _change(self, form: Form) -> None:
+        open_fused_paths(self._paths)
+        for pair in self.pairs:
+            if pair not in form.int8:
+                pair.to_float()
+        self._expose(form)
+        for pair in form.int8:
+            pair.to_int8()
+        close_fused_paths(self.model)
+
+    def _set_call(self, form: Form) -> None:
         if form.call is None and not self._had_call:
             vars(self.model).pop(_CALL, None)
         else:
             setattr(self.model, _CALL, form.call)
-        self.form = form
 
     def open(self) -> None:
         """Puts the model into its opened form, which is the given one if it does not run so."""
@@ -96,6 +106,11 @@ class Trial:
         if self.opened.exposed and not runs(self.model, self._batches):
             self.become(self.given)
             self.opened = self.given
+
+    @property
+    def replaced(self) -> list[nn.Module]:
+        """The modules of the model as given that have others in their place in its opened form."""
+        return [exposure.layer.module for exposure in self.opened.exposed]
 
     def _expose(self, form: Form) -> None:
         for exposure in set(self.opened.exposed) - set(form.exposed):
@@ -109,22 +124,23 @@ class Trial:
             pair.to_float()
         self._expose(self.given)
         open_fused_paths(self._paths)
-        self.become(self.given)
+        self._set_call(self.given)
+        self.form = self.given
 
     def finish(self) -> None:
         """Leaves the model in its form and forgets the rest."""
+        for exposure in self.form.exposed:  # while there is a way back
+            exposure.own_memory_()
         in_place = (pair for pair in self.pairs if pair.is_int8)
         to_huge_pages_(twin for pair in in_place for twin in pair.twins().values())
         # The others of the same layers go first: a weight that they hold would be read back.
         for pair in sorted(self.pairs, key=lambda pair: pair.is_int8):
             pair.release()
-        for exposure in self.form.exposed:
-            exposure.own_memory_()
         self.pairs, self.given, self.opened, self.form = [], Form(), Form(), Form()
 
     def remember_outputs(self) -> None:
         """Takes what the model returns now for what `error` compares with."""
-        with self._running(), layer_by_layer():
+        with self._running(), self._on_equal_terms():
             for batch in self._batches:
                 outputs = dict(float_tensors(call(self.model, batch), ""))
                 if not outputs:
@@ -134,9 +150,7 @@ class Trial:
     def error(self) -> float:
         """||y - y0|| / ||y0|| over all outputs for all batches together."""
         error = Error()
-        # What torch.compile made takes no fused path, and would be traced again without.
-        plain = nullcontext() if self.form.fusion else layer_by_layer()
-        with self._running(), plain:
+        with self._running(), self._on_equal_terms():
             for batch, want in zip(self._batches, self._want, strict=True):
                 got = dict(float_tensors(call(self.model, batch), ""))
                 if got.keys() != want.keys():
@@ -207,6 +221,11 @@ class Trial:
     def _run(self) -> None:
         for batch in self._batches:
             call(self.model, batch)
+
+    def _on_equal_terms(self) -> AbstractContextManager[None]:
+        """Without torch's fused path, which some forms take and others do not. What torch.compile
+        made takes none, and would be traced again."""
+        return layer_by_layer() if vars(self.model).get(_CALL) is None else nullcontext()
 
     @contextmanager
     def _running(self) -> Iterator[None]:

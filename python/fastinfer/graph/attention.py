@@ -97,9 +97,12 @@ def _fits(q: Expr, k: Expr, v: Expr, mask: Expr) -> bool:
         return False
     if any(not same_sizes([t.shape[-1]], [size]) for t in tensors):
         return False
-    # That there are as many keys as values the call itself sees to; in a cache that grows, their
-    # lengths may be two symbols.
-    if not same_sizes(tensors[1].shape[:2], tensors[2].shape[:2]):
+    (*heads, keys), (*heads_of_v, values) = tensors[1].shape[:3], tensors[2].shape[:3]
+    if not same_sizes(heads, heads_of_v):
+        return False
+    # In a cache that grows the lengths may be two symbols. That they are one number the model's own
+    # product sees to; a 1, which would be spread over many, is no symbol.
+    if not same_sizes([keys], [values]) and (isinstance(keys, int) or isinstance(values, int)):
         return False
     if mask is None:
         return True
