@@ -76,7 +76,14 @@ def test_one_layer_left_as_it_was():
 
 @pytest.mark.parametrize("where", ["q", "v", "out"])
 def test_arithmetic_between(where):
-    check(Attention(lambda x, name: x * 1.5 if name == where else x), 0)
+    check(Attention(lambda x, name: x.abs() if name == where else x), 0)
+
+
+@pytest.mark.parametrize("factor", [0.3, -0.3])
+def test_scaled_queries(factor):
+    """A positive factor is the operator's scale."""
+    scaled = Attention(lambda x, name: x * factor if name == "q" else x)
+    check(scaled, 1 if factor > 0 else 0)
 
 
 def test_other_readers():

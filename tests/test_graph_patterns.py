@@ -227,6 +227,11 @@ ATTENTION = {
         softmax(m + (k[:, :, None, :, 1] + scores(q, k) * 0.3) + k[:, :, None, :, 0]) @ v
     ),
     "scaled query": lambda q, k, v, m: softmax(scores(q * 0.3, k)) @ v,
+    "scaled query, scores too": lambda q, k, v, m: softmax(scores(q * 0.3, k) / 2 + m) @ v,
+    "scaled query of the operator": lambda q, k, v, m: (
+        F.scaled_dot_product_attention((0.3 * q.transpose(1, 2)).transpose(1, 2), k, v, m) + 0
+    ),
+    "negative query": lambda q, k, v, m: softmax(scores(q * -2, k)) @ v,
     "joined heads": lambda q, k, v, m: (softmax(scores(q, k)) @ v).view(B * H, T, D),
     "float32 softmax": lambda q, k, v, m: (
         torch.softmax(scores(q, k), -1, dtype=torch.float32).to(q.dtype) @ v

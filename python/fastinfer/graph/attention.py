@@ -1,5 +1,6 @@
 """Attention: torch's own operator, and the same written out with a softmax."""
 
+import math
 from typing import Any
 
 import torch
@@ -17,11 +18,23 @@ from fastinfer.graph.match import (
     number_and_node,
     only_user,
     operands,
+    same_kind,
     same_sizes,
     value,
 )
 from fastinfer.graph.norms import FLOATS
 from fastinfer.ops import MAX_HEAD_DIM
+
+# Operators that move elements, by their first argument.
+_MOVES = (
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.permute.default,
+    aten.reshape.default,
+    aten.transpose.int,
+    aten.unflatten.int,
+    aten.view.default,
+)
 
 
 def fuse_attention(graph: Graph) -> dict[str, int]:
@@ -43,7 +56,7 @@ def _replace_operator(graph: Graph, node: Expr) -> bool:
     mask = a["attn_mask"]
     if not _fits(q, k, v, mask) or not _heads_divide(q, k, v, node):
         return False
-    scale = a["scale"]
+    q, scale = _unscaled(q, a["scale"])
     replace(
         graph,
         node,
@@ -54,6 +67,23 @@ def _replace_operator(graph: Graph, node: Expr) -> bool:
         ),
     )
     return True
+
+
+def _unscaled(q: Expr, scale: float | None) -> tuple[Expr, float | None]:
+    """A query that is a number times something else, split into heads or not, as that, and the
+    scale with the number in it (Whisper, BART, OPT)."""
+    node = q
+    while is_op(node, *_MOVES) and only_user(node) is not None:
+        node = node.args[0]
+    found = number_and_node(node, aten.mul.Tensor)
+    if found is None or only_user(node) is None:
+        return q, scale
+    number, source = found
+    if not 0 < number < math.inf or not same_kind(node, source):
+        return q, scale
+    scale = value(q).shape[-1] ** -0.5 if scale is None else scale
+    node.replace_all_uses_with(source)
+    return source if q is node else q, number * scale
 
 
 def _plain_heads(t: Any) -> Expr:
@@ -140,7 +170,7 @@ def _replace_parts(graph: Graph, softmax: Expr, sums: dict[tuple[Node, ...], Nod
     found = _sum(scores)
     if found is None:
         return False
-    (q, k, scale), masks = found
+    (q, k, factor), masks = found
     v = _plain_heads(user.args[1])
     q, k = _plain_heads(q), _plain_heads(k)
     if not all(_fits(q, k, v, mask) for mask in masks or (None,)):
@@ -153,6 +183,7 @@ def _replace_parts(graph: Graph, softmax: Expr, sums: dict[tuple[Node, ...], Nod
     mask = None
     for term in masks:
         mask = term if mask is None else _added(graph, softmax, (mask, term), sums)
+    q, scale = _unscaled(q, factor)
     made = call(graph, user, user, fastinfer.attention.default, q, k, v, mask, scale)
     replace(graph, user, made)
     return True
