@@ -81,7 +81,8 @@ def save(optimized: Optimized, source: Path, out: Path) -> None:
         "exposed": [
             exposure.name
             for exposure in find_exposures(build_empty(source))
-            if type(modules[exposure.name]) is not type(exposure.layer.module)
+            if exposure.name in modules
+            and type(modules[exposure.name]) is not type(exposure.layer.module)
         ],
         "shared": shared,
         "fused": optimized.summary.fusion is not None,
