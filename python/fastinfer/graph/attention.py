@@ -9,6 +9,7 @@ from torch.fx import Graph, Node
 
 from fastinfer.graph.emit import call, call_with_value, fastinfer, replace
 from fastinfer.graph.match import (
+    MOVES,
     Expr,
     arguments,
     aten,
@@ -24,17 +25,6 @@ from fastinfer.graph.match import (
 )
 from fastinfer.graph.norms import FLOATS
 from fastinfer.ops import MAX_HEAD_DIM
-
-# Operators that move elements, by their first argument.
-_MOVES = (
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.permute.default,
-    aten.reshape.default,
-    aten.transpose.int,
-    aten.unflatten.int,
-    aten.view.default,
-)
 
 
 def fuse_attention(graph: Graph) -> dict[str, int]:
@@ -73,7 +63,7 @@ def _unscaled(q: Expr, scale: float | None) -> tuple[Expr, float | None]:
     """A query that is a number times something else, split into heads or not, as that, and the
     scale with the number in it (Whisper, BART, OPT)."""
     node = q
-    while is_op(node, *_MOVES) and only_user(node) is not None:
+    while is_op(node, *MOVES) and only_user(node) is not None:
         node = node.args[0]
     found = number_and_node(node, aten.mul.Tensor)
     if found is None or only_user(node) is None:

@@ -10,6 +10,17 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 aten = torch.ops.aten
 
+# Operators that move all elements of their first argument and do no arithmetic.
+MOVES = (
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.permute.default,
+    aten.reshape.default,
+    aten.transpose.int,
+    aten.unflatten.int,
+    aten.view.default,
+)
+
 # A node, or whatever else stands among a node's arguments, or None: torch.fx types that as a union
 # of a dozen types, which helps nobody who looks for a pattern.
 Expr = Any

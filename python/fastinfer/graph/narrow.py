@@ -16,26 +16,20 @@ from torch.utils import _pytree as pytree
 from fastinfer import _C
 from fastinfer.graph.emit import fastinfer, set_argument
 from fastinfer.graph.linears import CAT, GATED, LINEAR
-from fastinfer.graph.match import Expr, arguments, aten, is_op, value
+from fastinfer.graph.match import MOVES, Expr, arguments, aten, is_op, value
 
-# Operators that move elements and do no arithmetic, by their first argument; a rotary embedding
-# computes in float32 whatever it is given.
+# Those that move elements, or some of them; a rotary embedding computes in float32 whatever it is
+# given.
 _PASSES = (
+    *MOVES,
     getitem,
-    aten.clone.default,
-    aten.contiguous.default,
     aten.flatten.using_ints,
-    aten.permute.default,
-    aten.reshape.default,
     aten.select.int,
     aten.slice.Tensor,
     aten.split.Tensor,
     aten.split_with_sizes.default,
     aten.squeeze.dim,
-    aten.transpose.int,
-    aten.unflatten.int,
     aten.unsqueeze.default,
-    aten.view.default,
     aten._unsafe_view.default,
     fastinfer.rope.default,
 )
