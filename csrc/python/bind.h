@@ -110,7 +110,8 @@ void bind_quantize_rowwise(py::module_& m, py::list& kernels);
 void bind_rope(py::module_& m, py::list& kernels);
 void bind_sparse(py::module_& m, py::list& kernels);
 
-// Not a family: see places.cpp.
+// Not families: see places.cpp and signature.cpp.
 void bind_places(py::module_& m);
+void bind_signature(py::module_& m);
 
 }  // namespace fastinfer::python

@@ -42,6 +42,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_rope(m, kernels);
   bind_sparse(m, kernels);
   bind_places(m);
+  bind_signature(m);
   m.def(
       "kernels", [rows = py::tuple(kernels)] { return py::list(rows); },
       "Every kernel of this architecture, one dict each.");

@@ -108,22 +108,24 @@ bool unchanged(const py::tuple& places, const py::bytearray& versions) {
   return true;
 }
 
-// The values of dictionary entries: dictionaries and keys by turns; None where there is none. If
-// one of them is among `others`, None for all.
-py::object values_at(const py::tuple& entries, const py::list& others) {
-  const Py_ssize_t count = PyTuple_GET_SIZE(entries.ptr()) / 2;
-  py::tuple values(count);
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* const dict = PyTuple_GET_ITEM(entries.ptr(), 2 * i);
+// The values of dictionary entries, dictionaries and keys by turns, None where there is none, and
+// `more` after them. If one of them is among `others`, None for all.
+py::object values_at(const py::tuple& entries, const py::tuple& more, const py::list& others) {
+  const size_t count = entries.size() / 2;
+  py::tuple values(count + more.size());
+  for (size_t i = 0; i < values.size(); ++i) {
     PyObject* found = nullptr;
-    if (PyDict_Check(dict)) {
-      found = PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(entries.ptr(), 2 * i + 1));
+    if (i >= count) {
+      found = PyTuple_GET_ITEM(more.ptr(), Py_ssize_t(i - count));
+    } else if (PyObject* dict = PyTuple_GET_ITEM(entries.ptr(), Py_ssize_t(2 * i));
+               PyDict_Check(dict)) {
+      found = PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(entries.ptr(), Py_ssize_t(2 * i + 1)));
       PyErr_Clear();  // a key that has no hash
     }
     for (py::handle other : others) {
       if (other.ptr() == found) return py::none();
     }
-    values[size_t(i)] = found ? py::handle(found) : py::none();
+    values[i] = found ? py::handle(found) : py::none();
   }
   return values;
 }
@@ -131,9 +133,9 @@ py::object values_at(const py::tuple& entries, const py::list& others) {
 }  // namespace
 
 void bind_places(py::module_& m) {
-  m.def("values_at", &values_at, py::arg("entries"), py::arg("others"),
-        "What is now at dictionaries and their keys, one after another; None if that is one of "
-        "others, too.");
+  m.def("values_at", &values_at, py::arg("entries"), py::arg("more"), py::arg("others"),
+        "What is now at dictionaries and their keys, one after another, and more; None if one of "
+        "those is one of others, too.");
   m.def(
       "unchanged", &unchanged, py::arg("places"), py::arg("versions"),
       "Whether places, triples of a kind, an owner and its content one after another, are as they "

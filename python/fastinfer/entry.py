@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastinfer.memory import Memory, Signature, remember
+from fastinfer.memory import Memory, remember, signature
 
 
 class CompiledCode:
@@ -68,7 +68,9 @@ class CompiledCode:
         """As `find`, of calls like those before alone, without asking the guards."""
         if self._entries is None or not self._memories or _stance() != "default":
             return None
-        call = Signature(args, kwargs)
+        call = signature(args, kwargs)
+        if call is None:
+            return None
         for entry in self._entries(self._function.__code__):
             memory = self._memory(entry.code)
             if memory is not None and memory.fits(call):

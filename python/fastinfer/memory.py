@@ -1,7 +1,7 @@
 """Whether a call fits compiled code whose guards have passed before, without asking them again."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,46 +51,15 @@ _OF_HOOKS = "EMPTY_NN_MODULE_HOOKS_DICT"  # fastinfer.hooks sees to those
 _INPUT = re.compile(r"L\['(args|kwargs)'\](\[(\d+|'[^'\\]*')\])*")
 
 
-class Signature:
-    """What a call's inputs are, as far as guards look: all but the numbers in the tensors.
+# What a call's inputs are, as far as guards look: a key of all but the numbers in the tensors; and
+# the tensors, each once.
+Signature = tuple[tuple[Any, ...], list[Tensor]]
+_TENSORS = (Tensor, nn.Parameter)
 
-    key: empty if the call is not to be remembered. tensors: each once.
-    """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.tensors: list[Tensor] = []
-        self._key: list[Any] = []
-        self._places: dict[int, int] = {}  # of tensors, by id: one twice is told from two
-        self._containers: set[int] = set()
-        self.key = tuple(self._key) if self._add(args) and self._add(kwargs) else ()
-
-    def _add(self, value: Any) -> bool:
-        kind = type(value)
-        if kind is Tensor or kind is nn.Parameter:
-            return self._add_tensor(value)
-        if value is None or kind in (bool, int, str):
-            self._key += (kind, value)
-        elif kind is float:
-            self._key += (kind, value.hex())
-        elif kind in (dict, list, tuple) and id(value) not in self._containers:
-            if value:  # the empty tuple is one
-                self._containers.add(id(value))
-            self._key += (kind, tuple(value) if kind is dict else len(value))
-            return all(map(self._add, value.values() if kind is dict else value))
-        else:
-            return False
-        return True
-
-    def _add_tensor(self, value: Tensor) -> bool:
-        if value.layout is not torch.strided or value.is_nested:
-            return False
-        if any("_dynamo_" not in name for name in value.__dict__):  # those are marks of sizes
-            return False
-        place = self._places.setdefault(id(value), len(self.tensors))
-        if place == len(self.tensors):
-            self.tensors.append(value)
-        self._key += (place, value.shape, value.dtype, value.storage_offset())
-        return True
+def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature | None:
+    """None if the call is not to be remembered."""
+    return _C.signature(args, kwargs, _TENSORS, torch.strided)
 
 
 class Memory:
@@ -105,11 +74,11 @@ class Memory:
 
     def fits(self, call: Signature) -> bool:
         """Whether the guards would pass."""
-        state = self._state
-        form = state.inputs.get(call.key) if state is not None else None
-        if state is None or form is None or not form.check(*call.tensors):
+        state, (key, tensors) = self._state, call
+        form = state.inputs.get(key) if state is not None else None
+        if state is None or form is None or not form.check(*tensors):
             return False
-        return state.has_settings() and self._holds(state) and state.has_weights(call)
+        return state.has_settings() and self._holds(state) and state.has_weights(tensors)
 
     def refresh(self) -> None:
         """Forgets the state if it is not what it was."""
@@ -148,9 +117,10 @@ class Memory:
         self._wait -= 1
         if self._state is None and self._wait >= 0:
             return
-        call = Signature(args, kwargs)
-        if not call.key:
+        call = signature(args, kwargs)
+        if call is None:
             return
+        key, tensors = call
         try:
             state = self._state or _State(self._questions, local, names)
         except Unclear:
@@ -162,11 +132,11 @@ class Memory:
             self._wait = _LONGEST_WAIT
             return
         is_new = state is not self._state
-        if state.weights(call) is None or (is_new and not ask()):
+        if state.weights(tensors) is None or (is_new and not ask()):
             return
         if state.has_settings() and state.is_unchanged():
-            if state.has_weights(call):
-                state.add(call)
+            if state.has_weights(tensors):
+                state.add(key, tensors)
                 self._state = state
             else:
                 self._forget(state)
@@ -184,7 +154,7 @@ class _State:
         self._held = Places(local, names).hold(questions)
         self._versions = bytearray(8 * (len(self._held.places) // 3))
         self._settings = torch._C._dynamo.guards.GlobalStateGuard()
-        self._weights = _form([*(_C.values_at(self._held.entries, []) or ()), *self._held.tensors])
+        self._weights = _form(self.weights([]) or ())
         self.inputs: dict[tuple[Any, ...], Any] = {}
 
     def has_settings(self) -> bool:
@@ -194,25 +164,22 @@ class _State:
         """Of Python's objects."""
         return _C.unchanged(self._held.places, self._versions)
 
-    def weights(self, call: Signature) -> list[Any] | None:
+    def weights(self, inputs: list[Tensor]) -> tuple[Any, ...] | None:
         """None if an input is one of them."""
-        found = _C.values_at(self._held.entries, call.tensors)
-        if found is None or any(t is u for t in self._held.tensors for u in call.tensors):
-            return None
-        return [*found, *self._held.tensors]
+        return _C.values_at(self._held.entries, self._held.tensors, inputs)
 
-    def has_weights(self, call: Signature) -> bool:
+    def has_weights(self, inputs: list[Tensor]) -> bool:
         """Whether their form is what it was."""
-        weights = self.weights(call)
+        weights = self.weights(inputs)
         return weights is not None and self._weights.check(*weights)
 
-    def add(self, call: Signature) -> None:
+    def add(self, key: tuple[Any, ...], inputs: list[Tensor]) -> None:
         if len(self.inputs) >= _MOST_SIGNATURES:
             self.inputs = {}
-        self.inputs[call.key] = _form(call.tensors)
+        self.inputs[key] = _form(inputs)
 
 
-def _form(tensors: list[Any]) -> Any:
+def _form(tensors: Sequence[Any]) -> Any:
     """torch's check that tensors have the dtypes, devices, sizes, strides, ... that these have now,
     and that no two are one. Raises Unclear."""
     if any(not isinstance(t, Tensor) or t.layout is not torch.strided for t in tensors):
@@ -247,7 +214,7 @@ def _questions(kind: str, guard: Any) -> list[Question] | None:
     if kind == _OF_ATTRIBUTES:
         # In torch 2.11 the attribute is a part of the name.
         owner, _, last = (name, "", options["attr"]) if "attr" in options else name.rpartition(".")
-        # Of an input its class decides: it has none of its own, see Signature.
+        # Of an input its class decides: it has none of its own, see signature.cpp.
         return [Question("Tensor" if _INPUT.fullmatch(owner) else owner, last)]
     if _INPUT.fullmatch(name):
         return [] if kind in _OF_VALUES or kind in _OF_KEYS else None
