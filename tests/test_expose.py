@@ -17,7 +17,7 @@ from fastinfer import Int8Dynamic, checkpoint, expose_linears_, fuse, quantize_
 from fastinfer.candidates import list_layers
 from fastinfer.expose import Exposure, exposed
 from fastinfer.nn import QuantizedLinear, SplitAttention
-from fastinfer.spill import Pair
+from fastinfer.pairs import Pair
 
 Randn = Callable[..., Tensor]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")

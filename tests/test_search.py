@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     10 s. So what is chosen can be told beforehand."""
     trials: list[Trial] = []
     scheme_of: dict[int, str] = {}  # by the twin
-    twin = fastinfer.spill.Pair.twin
+    twin = fastinfer.pairs.Pair.twin
 
     def remember(pair: Any, module: nn.Module) -> QuantizedLinear:
         made = twin(pair, module)
@@ -80,7 +80,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     init = Trial.__init__
     monkeypatch.setattr(Trial, "__init__", start)
-    monkeypatch.setattr(fastinfer.spill.Pair, "twin", remember)
+    monkeypatch.setattr(fastinfer.pairs.Pair, "twin", remember)
     monkeypatch.setattr(guard, "_seconds", seconds)
     monkeypatch.setattr(guard, "_BURST_SECONDS", 0)
     # layers share no samples: twins of one size may be of two schemes

@@ -225,8 +225,10 @@ def _why_left(
 
 @torch.no_grad()
 def all_finite(weight: Tensor) -> bool:
-    """Without the temporaries, twice the weight's size, of torch.isfinite(weight).all()."""
-    return not weight.numel() or all(end.isfinite() for end in torch.aminmax(weight))
+    """Without the temporaries, twice the weight's size, of torch.isfinite(weight).all(), or the
+    copy that torch.aminmax makes of one that is turned round."""
+    plain = weight.t() if weight.t().is_contiguous() else weight
+    return not weight.numel() or all(end.isfinite() for end in torch.aminmax(plain))
 
 
 def is_chosen(layer: Layer, filter_fn: FilterFn) -> bool:

@@ -13,7 +13,8 @@ from fastinfer.fuse import Fusion, fuse_
 from fastinfer.guard import Timing, verdict
 from fastinfer.observe import check_inputs
 from fastinfer.optimized import Candidate, Optimized
-from fastinfer.spill import Pair, Spill, make_pairs
+from fastinfer.pairs import Pair, make_pairs
+from fastinfer.spill import Spill, trim
 from fastinfer.summary import Row, Summary
 from fastinfer.swap import make_row
 from fastinfer.trial import (
@@ -61,10 +62,9 @@ def optimize(
     the others wait in a temporary file (in TMPDIR, as large as the model's linear layers and a
     quarter more). On top of the model come at most about its largest layer, the outputs y0, and the
     code of torch.compile. Weights that are not plain memory of their own (mapped from a file, as
-    transformers' from_pretrained leaves them; part of a larger tensor, as those of
-    nn.MultiheadAttention; shared; a Conv1D's) stay where they are meanwhile, with the int8 ones
-    beside them. Where int8 is kept, the float weights are gone unless something outside the model
-    holds them.
+    transformers' from_pretrained leaves them; part of a larger tensor; shared) stay where they are
+    meanwhile, with the int8 ones beside them. Where int8 is kept, the float weights are gone unless
+    something outside the model holds them.
 
     An exception leaves the model as it was, a keyboard interrupt too. What the model as given
     raises on example_inputs comes through; a candidate that raises is out, with its reason.
@@ -181,6 +181,7 @@ def _fused(trial: Trial, name: str, max_error: float) -> _Tried:
             tried.note = f"its error is above {max_error:g}"
     tried.out = tried.note is not None
     trial.become(before)
+    trim()  # what tracing leaves is as much as a layer
     return tried
 
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from fastinfer.candidates import FilterFn, Layer, find_layers, group_tied
 from fastinfer.observe import call, observed
+from fastinfer.pairs import Pair, make_pairs
 from fastinfer.schemes import Scheme
-from fastinfer.spill import Pair, Spill, make_pairs
+from fastinfer.spill import Spill
 from fastinfer.trial import Trial
 
 Say = Callable[[str], None]

@@ -20,8 +20,9 @@ from fastinfer.fuse import Fusion
 from fastinfer.guard import Timing, time_layers
 from fastinfer.huge_pages import to_huge_pages_
 from fastinfer.observe import call, evaluating, layer_by_layer, observed
+from fastinfer.pairs import Pair, Twins, release
 from fastinfer.spans import Spans, median_spans, take_spans
-from fastinfer.spill import Pair, Spill, Twins
+from fastinfer.spill import Spill
 from fastinfer.swap import close_fused_paths, fused_paths, open_fused_paths
 
 T = TypeVar("T")
@@ -129,14 +130,16 @@ class Trial:
 
     def finish(self) -> None:
         """Leaves the model in its form and forgets the rest."""
-        for exposure in self.form.exposed:  # while there is a way back
-            exposure.own_memory_()
-        in_place = (pair for pair in self.pairs if pair.is_int8)
-        to_huge_pages_(twin for pair in in_place for twin in pair.twins().values())
-        # The others of the same layers go first: a weight that they hold would be read back.
-        for pair in sorted(self.pairs, key=lambda pair: pair.is_int8):
-            pair.release()
+        self._own_memory_()  # while there is a way back
+        pairs = self.pairs
+        to_huge_pages_(twin for pair in pairs if pair.is_int8 for twin in pair.twins().values())
+        # What holds float layers goes first: their weights would be read back.
         self.pairs, self.given, self.opened, self.form = [], Form(), Form(), Form()
+        release(pairs)
+
+    def _own_memory_(self) -> None:
+        for exposure in self.form.exposed:
+            exposure.own_memory_()
 
     def remember_outputs(self) -> None:
         """Takes what the model returns now for what `error` compares with."""

@@ -13,6 +13,7 @@ from fastinfer.nn.plain import FLOATS, why_not_plain
 
 _linear_w8a8 = torch.ops.fastinfer.linear_w8a8.default
 _PLAIN = ("none", None, None)  # activation, residual, out_dtype
+_PIECE = 32  # rows
 
 
 class WithoutGradient(torch.autograd.Function):
@@ -124,7 +125,7 @@ class QuantizedLinear(PackedWeight):
         layer.train(linear.training)
         if weight.is_meta:
             return layer
-        quantized, scale = ops.quantize_rowwise(weight)
+        quantized, scale = _quantize(weight)
         if scale.isnan().any():
             row = int(scale.isnan().nonzero()[0])
             raise ValueError(
@@ -254,6 +255,18 @@ class QuantizedLinear(PackedWeight):
                     f"{prefix}{name} is {number}, want a finite number, a scale of 2**-126 or more"
                 )
         return None
+
+
+def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight's rows. Of one that is turned round the operator makes a copy: a piece at a time."""
+    if weight.is_contiguous():
+        return ops.quantize_rowwise(weight)
+    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
+    for first in range(0, weight.shape[0], _PIECE):
+        rows = slice(first, first + _PIECE)
+        values[rows], scales[rows] = ops.quantize_rowwise(weight[rows])
+    return values, scales
 
 
 def scale_and_offset(low: float, high: float) -> tuple[Tensor, Tensor]:
