@@ -227,7 +227,8 @@ def _why_left(
 def all_finite(weight: Tensor) -> bool:
     """Without the temporaries, twice the weight's size, of torch.isfinite(weight).all(), or the
     copy that torch.aminmax makes of one that is turned round."""
-    plain = weight.t() if weight.t().is_contiguous() else weight
+    turned = weight.dim() == 2 and weight.t().is_contiguous()
+    plain = weight.t() if turned else weight
     return not weight.numel() or all(end.isfinite() for end in torch.aminmax(plain))
 
 

@@ -116,16 +116,22 @@ class _Samples:
         self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor], x: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Calls both in turns for a burst, unless there are samples enough; what they return."""
-        outputs = before(x), after(x)  # bring in the weights; and every layer shows that it takes x
-        if self.spent > _SECONDS or len(self.before) >= _MOST:
-            return outputs
+        if self.spent <= _SECONDS and len(self.before) < _MOST:
+            self._burst(before, after, x)
+        return before(x), after(x)
+
+    def _burst(
+        self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor], x: Tensor
+    ) -> None:
+        """No output is kept meanwhile: that of a language model is as large as a layer."""
+        for forward in (before, after):
+            forward(x)  # brings in the weights
         start, burst = perf_counter(), 0
         while burst < _BURST_FEWEST or perf_counter() - start < _BURST_SECONDS:
             self.before.append(_seconds(before, x))
             self.after.append(_seconds(after, x))
             burst += 1
         self.spent += perf_counter() - start
-        return outputs
 
     @property
     def ms_before(self) -> float:
