@@ -69,8 +69,9 @@ constexpr int64_t norm_row_stride(int64_t k) { return (k + 63) / 64 * 64 + 16; }
 constexpr int64_t norm_scratch_rows(int64_t k) {
   return kNormPasses * norm_row_stride(k) * 4 <= 24 << 10 ? kNormPasses : 1;
 }
+// Two more for weight and bias as floats.
 constexpr int64_t norm_scratch_floats(int64_t k) {
-  return norm_scratch_rows(k) * norm_row_stride(k);
+  return (norm_scratch_rows(k) + 2) * norm_row_stride(k);
 }
 
 using NormFn = void (*)(const Norm&);

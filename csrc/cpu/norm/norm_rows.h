@@ -71,23 +71,30 @@ struct Sum {
   }
 };
 
-// What an output row is written with.
-template <class V, DType kType>
-struct Destination {
-  char* row;  // null: not asked for
-  bool stream;
+// How an output row is written: not at all, or into the caches, or past them.
+enum class Way { none, store, stream };
 
-  Destination(void* out, int64_t row_bytes, int64_t m, bool may_stream)
-      : row(out == nullptr ? nullptr : static_cast<char*>(out) + m * row_bytes),
-        stream(may_stream && reinterpret_cast<uintptr_t>(row) % 64 == 0) {}
+template <class V, DType kType, Way kWay>
+struct Destination {
+  char* row;
 
   // Returns v rounded, as it is stored.
-  typename V::F store(int64_t i, typename V::F v, int n) const {
-    if (row == nullptr) return V::round(v, kType);
+  typename V::F put(int64_t i, typename V::F v, int n) const {
+    if (kWay == Way::none) return V::round(v, kType);
     char* p = row + i * size_of(kType);
-    return stream && n == V::width ? V::stream(p, kType, v) : V::store(p, kType, v, n);
+    return kWay == Way::stream && n == V::width ? V::stream(p, kType, v) : V::store(p, kType, v, n);
   }
 };
+
+// body(destination of row m of `out`): one compiled body a way, without a branch an element.
+template <class V, DType kType, class Body>
+inline void with_destination(const Norm& p, void* out, int64_t m, Body&& body) {
+  if (out == nullptr) return body(Destination<V, kType, Way::none>{nullptr});
+  char* row = static_cast<char*>(out) + m * p.k * size_of(kType);
+  const bool stream = p.stream && reinterpret_cast<uintptr_t>(row) % 64 == 0;
+  if (stream) return body(Destination<V, kType, Way::stream>{row});
+  body(Destination<V, kType, Way::store>{row});
+}
 
 template <class V, DType kType, NormKind kKind>
 inline float read_row(const Norm& p, int64_t m, float* scratch) {
@@ -113,9 +120,10 @@ inline float read_row(const Norm& p, int64_t m, float* scratch) {
     });
   } else {
     const char* residual = static_cast<const char*>(p.residual) + m * p.residual_ld_bytes;
-    const Destination<V, kType> out(p.sum, p.k * size_of(kType), m, p.stream);
-    for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
-      take(i, j, n, out.store(i, V::add(load(x, i, n), load(residual, i, n)), n));
+    with_destination<V, kType>(p, p.sum, m, [&](auto out) {
+      for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
+        take(i, j, n, out.put(i, V::add(load(x, i, n), load(residual, i, n)), n));
+      });
     });
   }
   return sum.total();
@@ -139,37 +147,48 @@ inline Moments center_row(int64_t k, const float* scratch, float center) {
   return {sum.total(), squares.total()};
 }
 
-// later: the next row to be read, which is asked for, if there is one.
-template <class V, DType kType, NormKind kKind>
-inline RowRange write_row(const Norm& p, int64_t m, int64_t later, float* scratch, float mean,
-                          float rstd) {
+// Weight or bias as floats: itself, or a copy, or one vector that stands for all of an absent one.
+struct Parameter {
+  const float* data;
+  int64_t mask;  // of its indices
+
+  const float* at(int64_t i) const { return data + (i & mask); }
+};
+
+template <class V>
+inline Parameter parameter(const void* data, DType dtype, float absent, int64_t k, float* copy) {
+  if (data == nullptr) {
+    V::store(copy, DType::f32, V::set1(absent));
+    return {copy, 0};
+  }
+  if (dtype == DType::f32) return {static_cast<const float*>(data), -1};
+  for_each_vector<V>(k, [&](int64_t i, int n) {
+    const char* from = static_cast<const char*>(data) + i * size_of(dtype);
+    V::store(copy + i, DType::f32, V::load(from, dtype, n), n);
+  });
+  return {copy, -1};
+}
+
+// later: the next row to be read, which is asked for.
+template <class V, DType kType, NormKind kKind, bool kQuantize, class Out>
+inline RowRange write_row(const Norm& p, Parameter weight, Parameter bias, Out out, int64_t later,
+                          float* scratch, float mean, float rstd) {
   using F = typename V::F;
   constexpr float kInf = std::numeric_limits<float>::infinity();
-  constexpr int64_t kAheadBytes = 256 << 10;  // longer rows would push each other out of L2
-  const Destination<V, kType> out(p.y, p.k * size_of(kType), m, p.stream);
-  const bool ahead = later < p.rows && p.k * size_of(kType) <= kAheadBytes;
-  const char* next_x = static_cast<const char*>(p.x) + (ahead ? later : m) * p.ldx_bytes;
-  const char* next_residual = p.residual == nullptr ? next_x
-                                                    : static_cast<const char*>(p.residual) +
-                                                          (ahead ? later : m) * p.residual_ld_bytes;
-  const F minus_mean = V::set1(-mean), factor = V::set1(rstd);
-  const F one = V::set1(1.0f), zero = V::set1(0.0f);
+  const char* next_x = static_cast<const char*>(p.x) + later * p.ldx_bytes;
+  const char* next_residual =
+      p.residual == nullptr ? next_x
+                            : static_cast<const char*>(p.residual) + later * p.residual_ld_bytes;
+  const F minus_mean = V::set1(-mean), factor = V::set1(rstd), zero = V::set1(0.0f);
   F low = V::set1(kInf), high = V::set1(-kInf), not_finite = zero;
-  const auto parameter = [&](const void* data, DType dtype, int64_t i, int n) {
-    return V::load(static_cast<const char*>(data) + i * size_of(dtype), dtype, n);
-  };
   for_each_vector<V>(p.k, [&](int64_t i, int n) __attribute__((always_inline)) {
-    if (ahead) {
-      __builtin_prefetch(next_x + i * size_of(kType), 0, 2);
-      __builtin_prefetch(next_residual + i * size_of(kType), 0, 2);
-    }
+    __builtin_prefetch(next_x + i * size_of(kType), 0, 2);
+    __builtin_prefetch(next_residual + i * size_of(kType), 0, 2);
     F z = V::load(scratch + i);
     if (kKind == NormKind::layer) z = V::add(z, minus_mean);
     z = V::mul(z, factor);
-    const F weight = p.weight == nullptr ? one : parameter(p.weight, p.weight_dtype, i, n);
-    const F bias = p.bias == nullptr ? zero : parameter(p.bias, p.bias_dtype, i, n);
-    const F y = out.store(i, V::fma(z, weight, bias), n);
-    if (p.scale != nullptr) {
+    const F y = out.put(i, V::fma(z, V::load(weight.at(i), n), V::load(bias.at(i), n)), n);
+    if (kQuantize) {
       V::store(scratch + i, DType::f32, y);
       const F less = V::min(y, low), more = V::max(y, high), nan = V::fma(y, zero, not_finite);
       low = n == V::width ? less : V::keep(less, n, low);
@@ -220,6 +239,12 @@ inline void norm_rows(const Norm& p) {
   const int64_t slots = p.stream ? 1 : norm_scratch_rows(p.k), stride = norm_row_stride(p.k);
   const int64_t lag = slots > 1 ? 1 : 0;  // rows between one pass and the next
   static_assert((kNormPasses & (kNormPasses - 1)) == 0, "slots are a power of two");
+  // A longer row that is asked for would push others out of L2.
+  constexpr int64_t kAheadBytes = 256 << 10;
+  const bool ahead = p.k * size_of(kType) <= kAheadBytes;
+  float* const after_rows = p.scratch + slots * stride;
+  const Parameter weight = parameter<V>(p.weight, p.weight_dtype, 1.0f, p.k, after_rows);
+  const Parameter bias = parameter<V>(p.bias, p.bias_dtype, 0.0f, p.k, after_rows + stride);
   float mean[kNormPasses] = {}, square[kNormPasses];
   RowRange range[kNormPasses];
   // Calls body(m, slot) if there is a row `passes` passes behind row i.
@@ -240,8 +265,13 @@ inline void norm_rows(const Norm& p) {
     });
     pass(i, 2, [&](int64_t m, int64_t slot) {
       const float rstd = 1.0f / __builtin_sqrtf(square[slot] + p.eps);
-      range[slot] =
-          write_row<V, kType, kKind>(p, m, i + 1, p.scratch + slot * stride, mean[slot], rstd);
+      const int64_t later = ahead && i + 1 < p.rows ? i + 1 : m;
+      with_destination<V, kType>(p, p.y, m, [&](auto out) {
+        const auto write = p.scale == nullptr ? write_row<V, kType, kKind, false, decltype(out)>
+                                              : write_row<V, kType, kKind, true, decltype(out)>;
+        range[slot] =
+            write(p, weight, bias, out, later, p.scratch + slot * stride, mean[slot], rstd);
+      });
     });
     pass(i, 3, [&](int64_t m, int64_t slot) {
       if (p.scale != nullptr) quantize_row<V>(p, m, p.scratch + slot * stride, range[slot]);
