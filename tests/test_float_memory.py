@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastinfer.candidates import find_layers, group_tied
 from fastinfer.pairs import make_pairs
+from fastinfer.spill import Stored
 from fastinfer.trial import Trial, on_trial
 
 Randn = Callable[..., Tensor]
@@ -125,3 +126,56 @@ def test_a_full_disk_is_no_loss(randn: Randn, monkeypatch: pytest.MonkeyPatch) -
             trial.become(trial.int8_form(trial.pairs))
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, values[name])
+
+
+class Trouble:
+    """Raises at one of the calls that load."""
+
+    def __init__(self, trial: Trial, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+        self._spill = trial.pairs[0].memory._spill
+        self._load, self._error, self._calls = self._spill.load, error, 0
+        monkeypatch.setattr(self._spill, "load", self)
+
+    def __call__(self, stored: Stored) -> Tensor:
+        self._calls += 1
+        if self._calls == 2:
+            raise self._error
+        return self._load(stored)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("finish", [True, False])
+def test_no_weight_is_lost_to_another_ones_failure(
+    finish: bool, error: BaseException, randn: Randn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end, where weights that are held elsewhere come back, and on the way back."""
+    model, x = Attention().eval(), randn(2, 3, 16)
+    modules = list(model.modules())
+    held = [(p, p.detach().clone()) for p in model.parameters()]
+    outputs = []
+
+    def fail() -> None:
+        with opened(model, x) as trial:
+            trial.become(trial.int8_form(trial.pairs))
+            outputs.append(model(x))
+            Trouble(trial, monkeypatch, error)
+            if finish:
+                trial.finish()
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert all(torch.equal(p, value) for p, value in held)
+    if finish:
+        assert torch.equal(model(x), outputs[0])
+    else:
+        assert list(model.modules()) == modules
+
+
+def test_nested_buffers_are_no_trouble(randn: Randn) -> None:
+    model = Attention().eval()
+    rows = [torch.ones(2), torch.ones(3)]
+    model.register_buffer("rows", torch.nested.nested_tensor(rows, layout=torch.jagged))
+    with opened(model, randn(2, 3, 16)) as trial:
+        trial.become(trial.int8_form(trial.pairs))
+        assert not trial.replaced[0].in_proj_weight.numel()

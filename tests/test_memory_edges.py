@@ -225,6 +225,32 @@ def test_inputs_are_told_apart():
             torch.testing.assert_close(model(*call), model._call_impl(*call))
 
 
+class Name(str):
+    """Equal to a str, and another thing."""
+
+    __slots__ = ()
+
+
+def test_equal_keys_and_empty_lists_are_told_apart():
+    def read(m, y, x, first, second=None):
+        if isinstance(first, list):
+            return -y if first is second else y
+        factors = {bool: 5.0, int: 2.0, str: 3.0, Name: 7.0}
+        return sum(y * value * factors[type(key)] for key, value in first.items())
+
+    x, empty = torch.randn(3, 8), []
+    for calls in (
+        [({1: 2.0},), ({True: 2.0},)],
+        [({"a": 2.0},), ({Name("a"): 2.0},)],
+        [(empty, empty), ([], [])],
+    ):
+        model = Model(read).eval()
+        fuse_(model)
+        for call in calls:  # not the first again: torch's guards take [], [] for one list twice
+            for _ in range(4):
+                torch.testing.assert_close(model(x, *call), model._call_impl(x, *call))
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*nested tensors")
 def test_inputs_that_are_not_remembered():
     model = Model(lambda m, y, x, unused=None: y * 2).eval()

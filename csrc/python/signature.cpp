@@ -59,7 +59,8 @@ class Signature {
     const py::object keys = owned(PySequence_Tuple(value.ptr()));
     const py::object entries = is_dict ? owned(PyDict_Values(value.ptr())) : keys;
     const Py_ssize_t count = PyObject_Size(entries.ptr());
-    if (count > 0) {  // the empty tuple is one wherever it stands
+    if (is_dict && !all_plain(keys)) return false;
+    if (count > 0 || type != &PyTuple_Type) {  // the empty tuple is one wherever it stands
       if (nested == kMostNested || contains(containers_, value)) return false;
       containers_.push_back(value.ptr());
     }
@@ -84,6 +85,14 @@ class Signature {
       if (known.ptr() == reinterpret_cast<PyObject*>(type)) return true;
     }
     return false;
+  }
+
+  // Keys that are equal only if they are of one type.
+  static bool all_plain(py::handle keys) {
+    for (py::handle key : keys) {
+      if (!PyUnicode_CheckExact(key.ptr()) && !PyLong_CheckExact(key.ptr())) return false;
+    }
+    return true;
   }
 
   static bool contains(const std::vector<PyObject*>& list, py::handle value) {

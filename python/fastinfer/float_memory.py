@@ -33,6 +33,7 @@ class FloatMemory:
         self._spill = spill
         self._users = set(users)
         self._views: list[tuple[Tensor, _View]] = []
+        self._released: list[tuple[weakref.ref[Tensor], _View]] = []
         self._whole: Tensor | None = None
         self._stored: Stored | None = None
         self._is_out = False
@@ -60,22 +61,22 @@ class FloatMemory:
         """The user needs it again."""
         self._users.add(user)
         if self._is_out:
-            self._load()
+            self._load(self._views)
 
     def release(self) -> None:
-        """Forgets the parameters. Those that are held elsewhere get back what they had."""
-        held = [(weakref.ref(parameter), view) for parameter, view in self._views]
+        """Forgets the parameters. Those that are held elsewhere get back what they had. If that
+        fails, it may be called again."""
+        self._released += [(weakref.ref(parameter), view) for parameter, view in self._views]
         self._views, self._whole = [], None
-        self._views = [(p, view) for ref, view in held if (p := ref()) is not None]
-        if self._is_out and self._views:
-            self._load()
-        self._views = []
+        held = [(p, view) for ref, view in self._released if (p := ref()) is not None]
+        if self._is_out and held:
+            self._load(held)
 
-    def _load(self) -> None:
+    def _load(self, views: Sequence[tuple[Tensor, _View]]) -> None:
         assert self._stored is not None
         whole = self._spill.load(self._stored)
         with torch.inference_mode(False):
-            for parameter, view in self._views:
+            for parameter, view in views:
                 parameter.data = whole.as_strided(*view)
         self._is_out = False
 
@@ -95,7 +96,7 @@ def float_memories(
     fixed = {0}
     for module in (model, *others):
         for tensor in (*module.parameters(), *module.buffers()):
-            if is_lazy(tensor):
+            if is_lazy(tensor) or tensor.layout is not torch.strided:
                 continue
             address = _address(tensor)
             holders[address][id(tensor)] = tensor

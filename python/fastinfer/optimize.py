@@ -66,8 +66,9 @@ def optimize(
     meanwhile, with the int8 ones beside them. Where int8 is kept, the float weights are gone unless
     something outside the model holds them.
 
-    An exception leaves the model as it was, a keyboard interrupt too. What the model as given
-    raises on example_inputs comes through; a candidate that raises is out, with its reason.
+    An exception leaves the model as it was, a keyboard interrupt too; in the last moments, when
+    float weights are given up for good, as what was kept. What the model as given raises on
+    example_inputs comes through; a candidate that raises is out, with its reason.
 
     Raises TypeError on arguments of other types; ValueError on an empty list, a max_error that is
     negative or not finite, a speedup that is not positive and finite, a model that is not on the

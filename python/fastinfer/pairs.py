@@ -1,6 +1,7 @@
 """Layers in two forms that take turns in memory: float ones and their int8 twins."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -140,5 +141,22 @@ def release(pairs: Sequence[Pair]) -> None:
     memories = {pair.memory for pair in pairs if pair.is_int8}
     for pair in pairs:
         pair.release()
-    for memory in memories:
-        memory.release()
+    do_all(*(memory.release for memory in memories))
+
+
+def do_all(*steps: Callable[[], None]) -> None:
+    """Every step, whatever happens: those that fail, or are interrupted, once more after the
+    others. Raises what the first of them raised."""
+    failure = None
+    failed = []
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:
+            failure = failure or error
+            failed.append(step)
+    for step in failed:
+        with suppress(BaseException):
+            step()
+    if failure is not None:
+        raise failure

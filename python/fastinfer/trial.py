@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from tempfile import TemporaryFile
 from time import perf_counter
@@ -20,7 +21,7 @@ from fastinfer.fuse import Fusion
 from fastinfer.guard import Timing, time_layers
 from fastinfer.huge_pages import to_huge_pages_
 from fastinfer.observe import call, evaluating, layer_by_layer, observed
-from fastinfer.pairs import Pair, Twins, release
+from fastinfer.pairs import Pair, Twins, do_all, release
 from fastinfer.spans import Spans, median_spans, take_spans
 from fastinfer.spill import Spill
 from fastinfer.swap import close_fused_paths, fused_paths, open_fused_paths
@@ -120,21 +121,25 @@ class Trial:
             exposure.open()
 
     def undo(self) -> None:
-        """The model as it was, whatever happened."""
-        for pair in self.pairs:
-            pair.to_float()
-        self._expose(self.given)
-        open_fused_paths(self._paths)
-        self._set_call(self.given)
+        """The model as it was, whatever happened, and happens meanwhile."""
         self.form = self.given
+        do_all(
+            *(pair.to_float for pair in self.pairs),
+            partial(self._expose, self.given),
+            partial(open_fused_paths, self._paths),
+            partial(self._set_call, self.given),
+        )
 
     def finish(self) -> None:
         """Leaves the model in its form and forgets the rest."""
         self._own_memory_()  # while there is a way back
         pairs = self.pairs
         to_huge_pages_(twin for pair in pairs if pair.is_int8 for twin in pair.twins().values())
-        # What holds float layers goes first: their weights would be read back.
-        self.pairs, self.given, self.opened, self.form = [], Form(), Form(), Form()
+        # What holds float layers goes first: their weights would be read back. There is no way
+        # back from here.
+        kept = Form(call=self.form.call)
+        self.pairs, self._paths = [], []
+        self.given = self.opened = self.form = kept
         release(pairs)
 
     def _own_memory_(self) -> None:

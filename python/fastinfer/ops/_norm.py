@@ -26,9 +26,9 @@ def layer_norm(
     ``linear_w8a8`` would make of ``y`` (``y ~= scale * q + offset``, the same bits), or as both.
     The method is "Layer Normalization" (Ba, Kiros, Hinton, 2016).
 
-    The bits are the same on every instruction set and thread count. A row that holds NaN or Inf
-    gives NaN in that row alone. A row of ``y`` that is not finite has ``q = 0, scale = NaN,
-    offset = 0``.
+    The bits are the same on every instruction set and thread count, but for the sign of a NaN. A
+    row that holds NaN or Inf gives NaN in that row alone. A row of ``y`` that is not finite has
+    ``q = 0, scale = NaN, offset = 0``.
 
     Args:
         x: ``[..., K]`` float32, bfloat16 or float16, any strides, any number of rows.
