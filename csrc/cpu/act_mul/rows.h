@@ -2,6 +2,8 @@
 #pragma once
 
 #include "cpu/act_mul/act_mul.h"
+#include "cpu/inline.h"
+#include "cpu/vec/for_each.h"
 #include "cpu/vec/math.h"
 
 namespace fastinfer::cpu {
@@ -13,15 +15,13 @@ void act_mul_rows(const ActMul& p) {
   const char* x = static_cast<const char*>(p.x);
   const char* other = static_cast<const char*>(p.other);
   char* y = static_cast<char*>(p.y);
-  const auto step = [&](int64_t k, int n) {
+  const auto step = [&](int64_t k, int n) FASTINFER_INLINE {
     auto v = activate<V, kActivation>(V::load(x + k * kSize, kType, n));
     if (other != nullptr) v = V::mul(v, V::load(other + k * kSize, kType, n));
     V::store(y + k * kSize, kType, v, n);
   };
   for (int64_t m = 0; m < p.rows; ++m, x += p.ldx_bytes, y += p.k * kSize) {
-    int64_t k = 0;
-    for (; k + V::width <= p.k; k += V::width) step(k, V::width);
-    if (k < p.k) step(k, int(p.k - k));
+    for_each_vector<V>(p.k, step);
     if (other != nullptr) other += p.other_ld_bytes;
   }
 }

@@ -17,21 +17,14 @@
 
 #include "cpu/norm/norm.h"
 #include "cpu/quantize_rowwise/layout.h"
+#include "cpu/vec/for_each.h"
 
 namespace fastinfer::cpu {
 namespace {
 
 constexpr int kPartials = 32;
 
-// body(i, n) for each vector of k elements: elements [i, i + n), n == V::width but at the end.
-template <class V, class Body>
-inline void for_each_vector(int64_t k, Body&& body) {
-  int64_t i = 0;
-  for (; i + V::width <= k; i += V::width) body(i, V::width);
-  if (i < k) body(i, int(k - i));
-}
-
-// body(i, j, n): the same for a body that sums; its partial sums are those that vector j of
+// body(i, j, n): for_each_vector for a body that sums; its partial sums are those that vector j of
 // kPartials / V::width holds. Unrolled, so that j is a constant and the sums stay in registers.
 template <class V, class Body>
 inline void for_each_summed_vector(int64_t k, Body&& body) {

@@ -6,7 +6,9 @@
 
 #include <cstring>
 
+#include "cpu/inline.h"
 #include "cpu/rope/rope.h"
+#include "cpu/vec/for_each.h"
 
 namespace fastinfer::cpu {
 namespace {
@@ -17,8 +19,7 @@ inline void rotate_halves(const char* x, const char* cos, const char* sin, int64
   constexpr int64_t kSize = size_of(kType), kTableSize = size_of(kTable);
   const auto minus = V::set1(-1.0f), plus = V::set1(1.0f);
   const int64_t half = r / 2;
-  for (int64_t i = 0; i < half; i += V::width) {
-    const int n = half - i < V::width ? int(half - i) : V::width;
+  for_each_vector<V>(half, [&](int64_t i, int n) FASTINFER_INLINE {
     const int64_t first = i * kSize, second = (half + i) * kSize;
     const int64_t first_angle = i * kTableSize, second_angle = (half + i) * kTableSize;
     const auto x0 = V::load(x + first, kType, n), x1 = V::load(x + second, kType, n);
@@ -28,7 +29,7 @@ inline void rotate_halves(const char* x, const char* cos, const char* sin, int64
     const auto a1 = V::mul(x1, V::load(cos + second_angle, kTable, n));
     V::store(out + first, kType, V::fma(b0, minus, a0), n);
     V::store(out + second, kType, V::fma(b1, plus, a1), n);
-  }
+  });
 }
 
 // Pairs (2i, 2i + 1): r is even and so is the width, so no pair is cut.
@@ -37,13 +38,12 @@ inline void rotate_pairs(const char* x, const char* cos, const char* sin, int64_
   constexpr int64_t kSize = size_of(kType), kTableSize = size_of(kTable);
   constexpr float kSigns[16] = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
   const auto sign = V::load(kSigns);
-  for (int64_t i = 0; i < r; i += V::width) {
-    const int n = r - i < V::width ? int(r - i) : V::width;
+  for_each_vector<V>(r, [&](int64_t i, int n) FASTINFER_INLINE {
     const auto v = V::load(x + i * kSize, kType, n);
     const auto a = V::mul(v, V::load(cos + i * kTableSize, kTable, n));
     const auto b = V::mul(V::swap_pairs(v), V::load(sin + i * kTableSize, kTable, n));
     V::store(out + i * kSize, kType, V::fma(b, sign, a), n);
-  }
+  });
 }
 
 template <class V, DType kType, DType kTable>
