@@ -1,5 +1,6 @@
 """Float weights that leave memory with their int8 twins in place: when, and how they come back."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -128,19 +129,17 @@ def test_a_full_disk_is_no_loss(randn: Randn, monkeypatch: pytest.MonkeyPatch) -
             assert torch.equal(parameter, values[name])
 
 
-class Trouble:
-    """Raises at one of the calls that load."""
+def fail_once(trial: Trial, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """From here on the second tensor that comes back from the file raises."""
+    spill = trial.pairs[0].memory._spill
+    load, calls = spill.load, itertools.count(1)
 
-    def __init__(self, trial: Trial, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-        self._spill = trial.pairs[0].memory._spill
-        self._load, self._error, self._calls = self._spill.load, error, 0
-        monkeypatch.setattr(self._spill, "load", self)
+    def fail(stored: Stored) -> Tensor:
+        if next(calls) == 2:
+            raise error
+        return load(stored)
 
-    def __call__(self, stored: Stored) -> Tensor:
-        self._calls += 1
-        if self._calls == 2:
-            raise self._error
-        return self._load(stored)
+    monkeypatch.setattr(spill, "load", fail)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()])
@@ -158,7 +157,7 @@ def test_no_weight_is_lost_to_another_ones_failure(
         with opened(model, x) as trial:
             trial.become(trial.int8_form(trial.pairs))
             outputs.append(model(x))
-            Trouble(trial, monkeypatch, error)
+            fail_once(trial, monkeypatch, error)
             if finish:
                 trial.finish()
             raise error

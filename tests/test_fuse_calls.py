@@ -226,7 +226,6 @@ def test_generate():
 
 
 @torch.inference_mode()
-@torch.inference_mode()
 def test_generate_with_an_encoder_of_its_own():
     """transformers calls the encoder first, by itself: it is a fused model within a fused model."""
     sizes = {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 1, "num_heads": 4}

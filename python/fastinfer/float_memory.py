@@ -27,22 +27,24 @@ class FloatMemory:
 
     It is in memory as long as one of its `users` needs it; else the parameters are empty. Those
     are the same objects all the time, and afterwards view it as before.
+
+    whole: the parameter that is all of it; without one, it stays where it is.
     """
 
-    def __init__(self, spill: Spill, users: Iterable[nn.Module]) -> None:
+    def __init__(
+        self,
+        spill: Spill,
+        users: Iterable[nn.Module],
+        parameters: Iterable[Tensor],
+        whole: Tensor | None,
+    ) -> None:
         self._spill = spill
         self._users = set(users)
-        self._views: list[tuple[Tensor, _View]] = []
+        self._views = [(p, _View(p.size(), p.stride(), p.storage_offset())) for p in parameters]
         self._released: list[tuple[weakref.ref[Tensor], _View]] = []
-        self._whole: Tensor | None = None
+        self._whole = whole
         self._stored: Stored | None = None
         self._is_out = False
-
-    def make_movable(self, parameters: Iterable[Tensor], whole: Tensor) -> None:
-        """parameters: all that view it; whole: the one that is all of it. Before, it stays where it
-        is."""
-        self._views = [(p, _View(p.size(), p.stride(), p.storage_offset())) for p in parameters]
-        self._whole = whole
 
     def leave(self, user: nn.Module) -> None:
         """The user needs it no more. What storing raises leaves it in memory."""
@@ -106,11 +108,11 @@ def float_memories(
     users: dict[int, list[nn.Module]] = defaultdict(list)
     for group in groups:
         users[_address(group[0].module.weight)].append(group[0].module)
-    memories = {address: FloatMemory(spill, modules) for address, modules in users.items()}
-    for address, memory in memories.items():
-        whole = _whole(holders[address].values())
-        if address not in fixed and whole is not None:
-            memory.make_movable(holders[address].values(), whole)
+    memories = {}
+    for address, modules in users.items():
+        parameters = holders[address].values()
+        whole = None if address in fixed else _whole(parameters)
+        memories[address] = FloatMemory(spill, modules, parameters, whole)
     return [memories[_address(group[0].module.weight)] for group in groups]
 
 

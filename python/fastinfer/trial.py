@@ -143,6 +143,7 @@ class Trial:
         release(pairs)
 
     def _own_memory_(self) -> None:
+        """Of what stands in place of others; a function, since its variable holds float layers."""
         for exposure in self.form.exposed:
             exposure.own_memory_()
 

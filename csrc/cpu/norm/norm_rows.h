@@ -15,6 +15,7 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/inline.h"
 #include "cpu/norm/norm.h"
 #include "cpu/quantize_rowwise/layout.h"
 #include "cpu/vec/for_each.h"
@@ -95,7 +96,7 @@ inline float read_row(const Norm& p, int64_t m, float* scratch) {
   const char* x = static_cast<const char*>(p.x) + m * p.ldx_bytes;
   const F zero = V::set1(0.0f);
   Sum<V> sum;
-  const auto take = [&](int64_t i, int j, int n, F s) __attribute__((always_inline)) {
+  const auto take = [&](int64_t i, int j, int n, F s) FASTINFER_INLINE {
     s = n == V::width ? s : V::keep(s, n, zero);
     V::store(scratch + i, DType::f32, s);
     if (kKind == NormKind::rms) {
@@ -108,13 +109,12 @@ inline float read_row(const Norm& p, int64_t m, float* scratch) {
     return V::load(row + i * size_of(kType), kType, n);
   };
   if (p.residual == nullptr) {
-    for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
-      take(i, j, n, load(x, i, n));
-    });
+    for_each_summed_vector<V>(
+        p.k, [&](int64_t i, int j, int n) FASTINFER_INLINE { take(i, j, n, load(x, i, n)); });
   } else {
     const char* residual = static_cast<const char*>(p.residual) + m * p.residual_ld_bytes;
     with_destination<V, kType>(p, p.sum, m, [&](auto out) {
-      for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
+      for_each_summed_vector<V>(p.k, [&](int64_t i, int j, int n) FASTINFER_INLINE {
         take(i, j, n, out.put(i, V::add(load(x, i, n), load(residual, i, n)), n));
       });
     });
@@ -131,7 +131,7 @@ inline Moments center_row(int64_t k, const float* scratch, float center) {
   using F = typename V::F;
   const F minus_center = V::set1(-center), zero = V::set1(0.0f);
   Sum<V> sum, squares;
-  for_each_summed_vector<V>(k, [&](int64_t i, int j, int n) __attribute__((always_inline)) {
+  for_each_summed_vector<V>(k, [&](int64_t i, int j, int n) FASTINFER_INLINE {
     F d = V::add(V::load(scratch + i), minus_center);
     d = n == V::width ? d : V::keep(d, n, zero);
     sum.add(j, d);
@@ -174,7 +174,7 @@ inline RowRange write_row(const Norm& p, Parameter weight, Parameter bias, Out o
                             : static_cast<const char*>(p.residual) + later * p.residual_ld_bytes;
   const F minus_mean = V::set1(-mean), factor = V::set1(rstd), zero = V::set1(0.0f);
   F low = V::set1(kInf), high = V::set1(-kInf), not_finite = zero;
-  for_each_vector<V>(p.k, [&](int64_t i, int n) __attribute__((always_inline)) {
+  for_each_vector<V>(p.k, [&](int64_t i, int n) FASTINFER_INLINE {
     __builtin_prefetch(next_x + i * size_of(kType), 0, 2);
     __builtin_prefetch(next_residual + i * size_of(kType), 0, 2);
     F z = V::load(scratch + i);
