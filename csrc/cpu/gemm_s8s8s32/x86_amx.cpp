@@ -7,8 +7,13 @@
 // Tiles: 2 x 2 sums (tmm0-3), 2 of A (tmm4, 5), 2 of B (tmm6, 7): four loads for four products.
 // One operand stays in L1; the other comes from L2 by tileloaddt1, which does not displace the
 // first (Emerald Rapids: 17.1 cycles a product so, 22.7 with both from L2).
-//   - K <= kKeepK: rows outside, columns inside. 32 rows of A stay in L1 for kChunkBytes of panels
-//     in L2, and the pages of 32 output rows are written one after the other;
+//   - K <= kKeepK: rows outside, columns inside. 32 rows of A stay in L1 for a chunk of panels
+//     in L2, and the pages of 32 output rows are written one after the other. With up to
+//     kFetchedRows rows, chunks are small and the next one is fetched meanwhile: a weight that
+//     comes from L3 or memory takes longer than the products of its first block of rows (64 and 128
+//     rows x 768 x 3072 in 0.84 to 0.88 of the time, 256 in 0.9). With more rows the first block
+//     matters less, and runs of output that are as short as a chunk is narrow take longer (768
+//     columns in 1.05 to 1.1);
 //   - K > kKeepK: columns outside, rows inside, K in equal slices of at most kSliceK: a slice of a
 //     pair of panels stays in L1 for all rows, the next one is fetched into L2 meanwhile; the sums
 //     of all row blocks wait between slices.
@@ -49,7 +54,8 @@ constexpr int64_t kTile = 1024, kLine = 64;
 
 constexpr int64_t kKeepK = 1024, kSliceK = 1024;
 constexpr int64_t kChunkBytes = 1 << 20;  // of panels, half of a 2 MiB L2
-constexpr int64_t kMostRows = 256;        // whose sums wait between slices
+constexpr int64_t kFetchedRows = 256, kFetchedChunkBytes = 192 << 10;  // the next is fetched
+constexpr int64_t kMostRows = 256;  // whose sums wait between slices
 // Of a core's outputs: they and A are more than an L2 of 2 MiB holds.
 constexpr int64_t kPastCachesBytes = 3 << 19;
 constexpr int64_t kBlockSums = 32 * 32;
@@ -286,11 +292,20 @@ int64_t slice_k(const GemmS8S8S32& p) {
   return round_up((p.k_pad + slices - 1) / slices, kBlockK);
 }
 
-// The slice of a pair of panels that comes after the one at column n that ends at k_end; null after
-// the last pair.
+// The pair of panels at column n; null if the weight has none there.
+const int8_t* pair_at(const GemmS8S8S32& p, int64_t n) {
+  return n + 32 <= round_up(p.n + p.n_after, kPanelColumns) ? p.panels + n * p.k_pad : nullptr;
+}
+
+// Lines of either panel that each step of a block fetches, so that as many come in as the steps of
+// all blocks of rows multiply. Lines that are multiplied but once are as well read when their turn
+// comes.
+int64_t lines_ahead(int64_t row_blocks) { return row_blocks == 1 ? 0 : ceil_div(16, row_blocks); }
+
+// The slice of a pair of panels that comes after the one at column n that ends at k_end.
 const int8_t* next_slice(const GemmS8S8S32& p, int64_t n, int64_t k_end) {
   if (k_end < p.k_pad) return p.panels + n * p.k_pad + k_end * kPanelColumns;
-  return n + 64 <= round_up(p.n, kPanelColumns) ? p.panels + (n + 32) * p.k_pad : nullptr;
+  return pair_at(p, n + 32);
 }
 
 // Rows [row, row + rows) x columns [begin, end), K <= kKeepK. rows: a multiple of 32, or 17 to 31.
@@ -298,9 +313,13 @@ template <class Finish>
 void rows_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t begin, int64_t end) {
   alignas(64) int32_t sums[kBlockSums];
   Blocks2x2<true, Finish> blocks(p, /*past_caches=*/false);
+  const int64_t steps = p.k_pad / kBlockK;
+  const int64_t lines = rows <= kFetchedRows ? lines_ahead(ceil_div(rows, 32)) : 0;
   for (int64_t m = 0; m < rows; m += 32) {
     for (int64_t n = begin; n < end; n += 32) {
-      blocks.add({sums, row + m, std::min<int64_t>(32, rows - m), n, true}, 0, p.k_pad / kBlockK);
+      const int8_t* next = pair_at(p, n + end - begin);
+      blocks.add({sums, row + m, std::min<int64_t>(32, rows - m), n, true}, 0, steps,
+                 next == nullptr ? Ahead{} : Ahead{next + m * steps * lines * kLine / 32, lines});
     }
   }
   blocks.flush();
@@ -314,10 +333,7 @@ void columns_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t be
   Blocks2x2<false, Finish> blocks(p, p.out_bytes >= kPastCachesBytes);
   for (int64_t m_begin = 0; m_begin < rows; m_begin += kMostRows) {
     const int64_t m_end = std::min(rows, m_begin + kMostRows);
-    // A step multiplies 16 lines of either panel, once for each block of rows. Lines that are
-    // multiplied but once are as well read when their turn comes.
-    const int64_t row_blocks = (m_end - m_begin + 31) / 32;
-    const int64_t lines = row_blocks == 1 ? 0 : (16 + row_blocks - 1) / row_blocks;
+    const int64_t lines = lines_ahead(ceil_div(m_end - m_begin, 32));
     for (int64_t n = begin; n < end; n += 32) {
       for (int64_t k = 0; k < p.k_pad; k += slice) {
         const int64_t k_end = std::min(p.k_pad, k + slice), steps = (k_end - k) / kBlockK;
@@ -434,7 +450,8 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
   const EpilogueFn epilogue = select_epilogue<Avx512Vec>(p);
   const Blocks2x2Fn blocks_2x2 = select_blocks_2x2(p);
   // Equal chunks of columns of at most kChunkBytes, read once for each group of rows.
-  const int64_t most = std::max<int64_t>(64, kChunkBytes / p.k_pad);
+  const int64_t bytes = main <= kFetchedRows ? kFetchedChunkBytes : kChunkBytes;
+  const int64_t most = std::max<int64_t>(64, bytes / p.k_pad);
   const int64_t chunks = (p.n + most - 1) / most;
   const int64_t nc = round_up((p.n + chunks - 1) / chunks, 64);
   Tiles tiles;
