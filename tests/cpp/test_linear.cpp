@@ -146,6 +146,30 @@ void check_many_tasks(int64_t m, int64_t n, int64_t k) {
   for (const auto& out : got) CHECK(out == want);
 }
 
+// Tasks of whole rows, the last chunk of each cut along N, which other threads take units of.
+void check_last_chunks(int64_t m, int64_t n, int64_t k, int64_t chunks) {
+  const std::string before = isa_cap();
+  const Linear linear(11, m, n, k, DType::f32);
+  const auto want = linear.run(1, serial);
+  for (int i = 0; i < kIsaCount; ++i) {
+    set_isa_cap(before.c_str());
+    if (!isa_allowed(Isa(i))) continue;
+    set_isa_cap(isa_name(Isa(i)));
+    results().context = std::string("linear, last chunks: ") + isa_name(Isa(i));
+    for (int threads : {2, 4}) {
+      const LinearPlan plan =
+          plan_linear(m, round_up(n, kPanelColumns), round_up(k, kBlockK), threads);
+      CHECK(plan.tasks_m == threads && plan.tasks_n == 1);
+      CHECK(threads > 2 || ceil_div(ceil_div(m, threads), plan.mc) >= chunks);
+      CHECK(unit_panels(ceil_div(n, kPanelColumns)) * kPanelColumns < n);
+      for (ParallelFor order : {serial, backward, two_by_two, threaded}) {
+        CHECK(linear.run(threads, order) == want);
+      }
+    }
+  }
+  set_isa_cap(before.c_str());
+}
+
 // So few rows, so long, that they are quantised once for all tasks.
 void check_shared_rows() {
   constexpr int64_t kM = 97, kN = 310, kK = 2000;
@@ -186,6 +210,10 @@ void test_linear() {
   group("linear: many tasks, several callers", [] {
     check_many_tasks(150, 700, 100);
     check_many_tasks(290, 33, 4000);
+  });
+  group("linear: last chunks cut along N", [] {
+    check_last_chunks(509, 425, 70, 1);
+    check_last_chunks(509, 265, 5000, 2);
   });
   group("linear: rows shared by tasks", check_shared_rows);
   group("linear: K = 0, M = 0", check_empty);

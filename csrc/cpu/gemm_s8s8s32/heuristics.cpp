@@ -31,11 +31,12 @@ constexpr double kCyclesPerSharedElement = 0.13;
 constexpr double kCyclesPerExpandedByte = 0.1;
 constexpr double kCyclesPerParallelRegion = 8000;
 
-// Cores differ in speed, those of a shared machine from moment to moment: a task is cut into so
-// many pieces that another thread may take over. None has so few rows that reading the weights
-// again for them takes more than an eighth of the time; where an L2 of 2 MiB keeps the weights,
-// reading costs a quarter. Panels go by a multiple of every kernel's micro-tiles.
-constexpr int64_t kPiecesPerTask = 4;
+// Cores differ in speed, those of a shared machine from moment to moment: a task is cut into
+// pieces that another thread may take over, chunks of rows and, the last of these or all, units of
+// columns. None has so few rows that reading the weights again for them takes more than an eighth
+// of the time; where an L2 of 2 MiB keeps the weights, reading costs a quarter. Panels go by a
+// multiple of every kernel's micro-tiles.
+constexpr int64_t kChunksPerTask = 4, kUnitsPerChunk = 8;
 constexpr double kLeastWorkPerRead = 8;
 constexpr int64_t kKeptWeightBytes = 1 << 20;
 constexpr double kKeptReadShare = 0.25;
@@ -151,14 +152,14 @@ LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, const W
   if (plan.tasks_m > 1 && plan.tasks_n == 1) {
     const double least = least_piece_rows(double(n), double(k_pad), isa, kinds);
     const int64_t pieces = int64_t(double(task_rows * kRowStep) / least);
-    chunks = std::max(chunks, std::min(kPiecesPerTask, pieces));
+    chunks = std::max(chunks, std::min(kChunksPerTask, pieces));
   }
   plan.mc = (task_rows + chunks - 1) / chunks * kRowStep;
   return plan;
 }
 
-int64_t piece_panels(int64_t task_panels) {
-  return round_up((task_panels + kPiecesPerTask - 1) / kPiecesPerTask, kUnitPanels);
+int64_t unit_panels(int64_t task_panels) {
+  return round_up((task_panels + kUnitsPerChunk - 1) / kUnitsPerChunk, kUnitPanels);
 }
 
 GateTile gate_tile(int64_t rows) {

@@ -41,7 +41,7 @@ FASTINFER_API LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int th
                                      const WeightKinds& kinds = {});
 
 // How many panels of a task of so many go from one thread to another together.
-int64_t piece_panels(int64_t task_panels);
+FASTINFER_API int64_t unit_panels(int64_t task_panels);
 
 // How many columns of a masked weight are expanded at a time: a multiple of the kernel's nr.
 int64_t expanded_columns(const GemmS8S8S32Kernel& gemm, int64_t k_pad);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <vector>
 
 #include "cpu/ceil_div.h"
 #include "cpu/gemm_s8s8s32/columns.h"
@@ -32,12 +33,19 @@ struct Rows {
   }
 };
 
+struct LastChunk;
+
+// Work goes to threads by tasks, a grid of equal shares, and between them by pieces: chunks of a
+// task's rows, or units of a chunk's panels. With tasks side by side along N every chunk is cut
+// into units, otherwise the last one of each task alone.
 struct Job {
   const LinearW8A8* p;
   LinearPlan plan;
   int64_t panels;  // of all weights, one after the other; gated: of either
   int64_t rows_per_task, panels_per_task;
-  int64_t unit_panels, units_per_chunk;  // of a task; a unit and a chunk make a piece
+  int64_t unit_panels, units_per_chunk;  // of a task
+  bool cut_all;                          // all chunks into units, not a task's last one alone
+  LastChunk* last_chunks;                // of every task, where they alone are cut, or null
   bool in_place;                         // the rows of x are what the kernel reads
   bool prepare;                          // whether the kernel prepares the rows of a chunk
   bool share_rows;
@@ -52,13 +60,10 @@ struct Job {
 // Bytes of the scales and offsets of so many rows.
 int64_t scale_bytes(int64_t rows) { return round_up(rows * 8, 64); }
 
-// What a task keeps in its scratch: the rows of a chunk, what the kernel prepares of them, what a
-// sparse weight asks for, and the part of a gate that waits for its factor.
-struct Buffers {
+// Memory for the rows of a chunk and what the kernel prepares of them.
+struct ChunkMemory {
   Rows rows;
   int8_t* prepared;
-  int8_t* columns;
-  float* gate;
 
   static int64_t row_bytes(const Job& job) {
     if (job.in_place || job.share_rows) return 0;
@@ -70,16 +75,37 @@ struct Buffers {
     return round_up(job.plan.gemm->prepare.bytes(job.plan.mc, k_pad), 64);
   }
   static int64_t bytes(const Job& job) {
-    const int64_t gate = job.p->gated ? job.gate.rows * job.gate.ld * int64_t(sizeof(float)) : 0;
-    return scale_bytes(job.plan.mc) + row_bytes(job) + prepared_bytes(job) + job.columns_scratch +
-           gate;
+    return scale_bytes(job.plan.mc) + row_bytes(job) + prepared_bytes(job);
   }
-  Buffers(const Job& job, void* memory)
+  ChunkMemory(const Job& job, void* memory)
       : rows{static_cast<float*>(memory), static_cast<float*>(memory) + job.plan.mc,
              static_cast<int8_t*>(memory) + scale_bytes(job.plan.mc)},
-        prepared(rows.q + row_bytes(job)),
-        columns(prepared + prepared_bytes(job)),
+        prepared(rows.q + row_bytes(job)) {}
+};
+
+// What a thread keeps in its scratch: a chunk, what a sparse weight asks for, and the part of a
+// gate that waits for its factor.
+struct Buffers {
+  ChunkMemory chunk;
+  int8_t* columns;
+  float* gate;
+
+  static int64_t bytes(const Job& job) {
+    const int64_t gate = job.p->gated ? job.gate.rows * job.gate.ld * int64_t(sizeof(float)) : 0;
+    return ChunkMemory::bytes(job) + job.columns_scratch + gate;
+  }
+  Buffers(const Job& job, void* memory)
+      : chunk(job, memory),
+        columns(static_cast<int8_t*>(memory) + ChunkMemory::bytes(job)),
         gate(reinterpret_cast<float*>(columns + job.columns_scratch)) {}
+};
+
+// The last chunk of a task, which other threads take units of: they find its rows here once they
+// are ready. Until all is done nothing else is put into its memory.
+struct alignas(64) LastChunk {
+  void* memory = nullptr;
+  GemmS8S8S32 rows{};
+  std::atomic<bool> ready{false};
 };
 
 // The rows of `p`, int8 already, in the layout that `p` asks for.
@@ -207,44 +233,72 @@ void multiply_gated(const Job& job, const GemmS8S8S32& rows, int64_t m, int64_t 
   }
 }
 
+// A piece of a task: panels [begin, end) of the rows of a chunk, [m, m + rows).
+struct Piece {
+  int64_t m, rows, begin, end;
+  int64_t unit;  // of the chunk
+  bool of_last;  // of the chunks of the task
+};
+
+// Without rows or panels where this task has fewer pieces than others.
+Piece piece_at(const Job& job, int64_t task, int64_t index) {
+  const int64_t task_m = task / job.plan.tasks_n, task_n = task % job.plan.tasks_n;
+  const int64_t m_begin = task_m * job.rows_per_task, mc = job.plan.mc;
+  const int64_t m_end = std::min(job.p->m, m_begin + job.rows_per_task);
+  const int64_t last = ceil_div(std::max<int64_t>(1, m_end - m_begin), mc) - 1;
+  const int64_t chunk = job.cut_all ? index / job.units_per_chunk : std::min(index, last);
+  const int64_t unit = job.cut_all ? index % job.units_per_chunk : index - chunk;
+  const bool cut = job.cut_all || chunk == last;
+  const int64_t task_begin = task_n * job.panels_per_task, m = m_begin + chunk * mc;
+  const int64_t task_end = std::min(job.panels, task_begin + job.panels_per_task);
+  const int64_t begin = task_begin + unit * job.unit_panels;
+  const int64_t end = cut ? std::min(task_end, begin + job.unit_panels) : task_end;
+  return {m, std::min(mc, m_end - m), begin, end, unit, chunk == last};
+}
+
 // A thread's rows of x, and from where on they are.
 struct Chunk {
   int64_t begin = -1;
   GemmS8S8S32 rows;
 };
 
-// Piece `unit` of task `task`: some panels of a chunk of rows.
-void run_piece(const Job& job, int64_t task, int64_t unit, const Buffers& buffers, Chunk* chunk) {
-  const LinearW8A8& p = *job.p;
-  const int64_t task_m = task / job.plan.tasks_n, task_n = task % job.plan.tasks_n;
-  const int64_t m_end = std::min(p.m, (task_m + 1) * job.rows_per_task);
-  const int64_t m = task_m * job.rows_per_task + unit / job.units_per_chunk * job.plan.mc;
-  if (m >= m_end) return;
-  const int64_t task_end = std::min(job.panels, (task_n + 1) * job.panels_per_task);
-  const int64_t begin = task_n * job.panels_per_task + unit % job.units_per_chunk * job.unit_panels;
-  if (begin >= task_end) return;
-  const int64_t end = std::min(task_end, begin + job.unit_panels);
-  if (m != chunk->begin) {
-    chunk->begin = m;
-    chunk->rows = {};
-    chunk->rows.k_pad = p.weights[0].packed.k_pad;
-    chunk->rows.zen4 = is_zen4();
-    const int64_t rows = std::min(job.plan.mc, m_end - m);
-    if (job.share_rows) {
-      job.shared.from(m, chunk->rows.k_pad).give(rows, &chunk->rows);
-    } else {
-      prepare_rows(job, m, rows, buffers.rows, &chunk->rows);
-    }
-    if (job.prepare) {
-      job.plan.gemm->prepare.run(chunk->rows.a, chunk->rows.m, chunk->rows.k_pad, buffers.prepared);
-      chunk->rows.prepared = buffers.prepared;
-      chunk->rows.prepared_rows = chunk->rows.m;
-    }
-  }
-  if (p.gated) {
-    multiply_gated(job, chunk->rows, m, begin, end, buffers);
+// The rows of a piece as the kernel reads them, put into `memory` if they are not elsewhere.
+GemmS8S8S32 rows_of(const Job& job, const Piece& piece, const ChunkMemory& memory) {
+  GemmS8S8S32 rows{};
+  rows.k_pad = job.p->weights[0].packed.k_pad;
+  rows.zen4 = is_zen4();
+  if (job.share_rows) {
+    job.shared.from(piece.m, rows.k_pad).give(piece.rows, &rows);
   } else {
-    multiply(job, chunk->rows, m, begin, end, buffers.columns);
+    prepare_rows(job, piece.m, piece.rows, memory.rows, &rows);
+  }
+  if (job.prepare) {
+    job.plan.gemm->prepare.run(rows.a, rows.m, rows.k_pad, memory.prepared);
+    rows.prepared = memory.prepared;
+    rows.prepared_rows = rows.m;
+  }
+  return rows;
+}
+
+void run_piece(const Job& job, int64_t task, int64_t index, const Buffers& buffers, Chunk* chunk) {
+  const Piece piece = piece_at(job, task, index);
+  if (piece.rows <= 0 || piece.begin >= piece.end) return;
+  // Whoever takes the first unit of a last chunk makes its rows ready for all.
+  LastChunk* last = job.last_chunks != nullptr && piece.of_last ? job.last_chunks + task : nullptr;
+  if (last != nullptr && piece.unit == 0) {
+    last->rows = rows_of(job, piece, ChunkMemory(job, last->memory));
+    last->ready.store(true, std::memory_order_release);
+  }
+  const bool ready = last != nullptr && last->ready.load(std::memory_order_acquire);
+  if (!ready && piece.m != chunk->begin) {
+    chunk->begin = piece.m;
+    chunk->rows = rows_of(job, piece, buffers.chunk);
+  }
+  const GemmS8S8S32& rows = ready ? last->rows : chunk->rows;
+  if (job.p->gated) {
+    multiply_gated(job, rows, piece.m, piece.begin, piece.end, buffers);
+  } else {
+    multiply(job, rows, piece.m, piece.begin, piece.end, buffers.columns);
   }
 }
 
@@ -263,8 +317,8 @@ void run_task(void* context, int64_t task) {
   const int64_t tasks_n = job.plan.tasks_n;
   const int64_t first = tasks_n > 1 ? task / tasks_n * tasks_n : 0;
   const int64_t count = tasks_n > 1 ? tasks_n : job.plan.tasks_m;
-  job.pieces->run(task, first, count, [&](int64_t share, int64_t unit) {
-    run_piece(job, share, unit, buffers, &chunk);
+  job.pieces->run(task, first, count, [&](int64_t share, int64_t index) {
+    run_piece(job, share, index, buffers, &chunk);
   });
 }
 
@@ -290,8 +344,10 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   if (p.gated) job.panels /= 2;
   job.rows_per_task = round_up(ceil_div(p.m, job.plan.tasks_m), kPanelColumns);
   job.panels_per_task = ceil_div(job.panels, job.plan.tasks_n);
-  job.unit_panels = job.plan.tasks_n > 1 ? piece_panels(job.panels_per_task) : job.panels_per_task;
+  const int64_t tasks = job.plan.tasks_m * job.plan.tasks_n;
+  job.unit_panels = tasks > 1 ? unit_panels(job.panels_per_task) : job.panels_per_task;
   job.units_per_chunk = ceil_div(job.panels_per_task, job.unit_panels);
+  job.cut_all = job.plan.tasks_n > 1;
   job.in_place = p.x_dtype == DType::s8 && job.plan.tile_rows == 1 && job.plan.flip == 0 &&
                  first.k == first.k_pad && (p.m == 1 || p.ldx_bytes == first.k);
   job.prepare = job.plan.gemm->prepare.run != nullptr && !kinds.only_bsr;
@@ -313,9 +369,20 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
         std::max(job.columns_scratch,
                  columns_scratch_bytes(job.plan, p.weights[i].packed, std::min(p.m, job.plan.mc)));
   }
-  const int64_t tasks = job.plan.tasks_m * job.plan.tasks_n;
+  std::vector<LastChunk> last_chunks;
+  job.last_chunks = nullptr;
+  if (!job.cut_all && job.units_per_chunk > 1 && !job.share_rows) {
+    static thread_local Scratch scratch;
+    const int64_t bytes = ChunkMemory::bytes(job);
+    char* memory = static_cast<char*>(scratch.at_least(size_t(tasks * bytes)));
+    if (memory == nullptr) return false;
+    last_chunks = std::vector<LastChunk>(size_t(tasks));
+    for (int64_t i = 0; i < tasks; ++i) last_chunks[size_t(i)].memory = memory + i * bytes;
+    job.last_chunks = last_chunks.data();
+  }
   const int64_t chunks = ceil_div(job.rows_per_task, job.plan.mc);
-  Pieces pieces(tasks, chunks * job.units_per_chunk);
+  Pieces pieces(tasks,
+                job.cut_all ? chunks * job.units_per_chunk : chunks - 1 + job.units_per_chunk);
   job.pieces = &pieces;
   if (tasks == 1) {
     run_task(&job, 0);
