@@ -11,7 +11,7 @@ inline void serial(int64_t count, void (*task)(void*, int64_t), void* context) {
   for (int64_t i = 0; i < count; ++i) task(context, i);
 }
 
-// The last task first, which finds the pieces of all others untouched.
+// The last task first.
 inline void backward(int64_t count, void (*task)(void*, int64_t), void* context) {
   for (int64_t i = count - 1; i >= 0; --i) task(context, i);
 }

@@ -13,6 +13,7 @@
 #include "emulated_amx.h"
 #include "guard.h"
 #include "parallel.h"
+#include "plan.h"
 #include "reference.h"
 
 namespace fastinfer::test {
@@ -171,6 +172,18 @@ void check_linear(WeightLayout layout) {
         CHECK(c.run(c.sparse, 2, threaded) == want);
       }
     }
+  }
+}
+
+// Tasks of whole rows, of whose last ones other threads take columns.
+void check_last_chunks(WeightLayout layout) {
+  const Case c(7, 509, 265, 100, layout);
+  const WeightKinds kinds{double(c.sparse.size()) / double(c.dense.size()), is_masked(layout),
+                          layout == WeightLayout::bsr};
+  CHECK(cuts_last_chunks(c.m, 272, 272, c.k, 2, kinds));
+  const Bytes want = c.run(c.dense, 1, serial);
+  for (ParallelFor order : {serial, two_by_two, threaded}) {
+    CHECK(c.run(c.sparse, 2, order) == want);
   }
 }
 
@@ -407,6 +420,7 @@ void test_sparse() {
       for (WeightLayout layout : kSparse) {
         check_linear(layout);
         check_forms(layout);
+        check_last_chunks(layout);
       }
       check_mutations();
     });

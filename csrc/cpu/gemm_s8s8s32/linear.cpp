@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <deque>
 #include <vector>
 
 #include "cpu/ceil_div.h"
@@ -103,10 +104,21 @@ struct Buffers {
 // The last chunk of a task, which other threads take units of: they find its rows here once they
 // are ready. Until all is done nothing else is put into its memory.
 struct alignas(64) LastChunk {
-  void* memory = nullptr;
+  void* memory = nullptr;  // where there was none to be had each thread makes rows of its own
   GemmS8S8S32 rows{};
   std::atomic<bool> ready{false};
 };
+
+// The memory of a task is the same at every call, so that mostly the same core has written it.
+std::vector<LastChunk> make_last_chunks(const Job& job, size_t tasks) {
+  static thread_local std::deque<Scratch> scratches;
+  while (scratches.size() < tasks) scratches.emplace_back();
+  std::vector<LastChunk> chunks(tasks);
+  for (size_t i = 0; i < tasks; ++i) {
+    chunks[i].memory = scratches[i].at_least(size_t(ChunkMemory::bytes(job)));
+  }
+  return chunks;
+}
 
 // The rows of `p`, int8 already, in the layout that `p` asks for.
 void lay_out_rows(const QuantizeRowwise& p) {
@@ -285,7 +297,7 @@ void run_piece(const Job& job, int64_t task, int64_t index, const Buffers& buffe
   if (piece.rows <= 0 || piece.begin >= piece.end) return;
   // Whoever takes the first unit of a last chunk makes its rows ready for all.
   LastChunk* last = job.last_chunks != nullptr && piece.of_last ? job.last_chunks + task : nullptr;
-  if (last != nullptr && piece.unit == 0) {
+  if (last != nullptr && last->memory != nullptr && piece.unit == 0) {
     last->rows = rows_of(job, piece, ChunkMemory(job, last->memory));
     last->ready.store(true, std::memory_order_release);
   }
@@ -372,12 +384,7 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   std::vector<LastChunk> last_chunks;
   job.last_chunks = nullptr;
   if (!job.cut_all && job.units_per_chunk > 1 && !job.share_rows) {
-    static thread_local Scratch scratch;
-    const int64_t bytes = ChunkMemory::bytes(job);
-    char* memory = static_cast<char*>(scratch.at_least(size_t(tasks * bytes)));
-    if (memory == nullptr) return false;
-    last_chunks = std::vector<LastChunk>(size_t(tasks));
-    for (int64_t i = 0; i < tasks; ++i) last_chunks[size_t(i)].memory = memory + i * bytes;
+    last_chunks = make_last_chunks(job, size_t(tasks));
     job.last_chunks = last_chunks.data();
   }
   const int64_t chunks = ceil_div(job.rows_per_task, job.plan.mc);

@@ -8,7 +8,7 @@
 // One operand stays in L1; the other comes from L2 by tileloaddt1, which does not displace the
 // first (Emerald Rapids: 17.1 cycles a product so, 22.7 with both from L2).
 //   - K <= kKeepK: rows outside, columns inside. 32 rows of A stay in L1 for a chunk of panels
-//     in L2, and the pages of 32 output rows are written one after the other. With up to
+//     in L2, and the pages of 32 output rows are written one after the other. With 64 to
 //     kFetchedRows rows, chunks are small and the next one is fetched meanwhile: a weight that
 //     comes from L3 or memory takes longer than the products of its first block of rows (64 and 128
 //     rows x 768 x 3072 in 0.84 to 0.88 of the time, 256 in 0.9). With more rows the first block
@@ -449,8 +449,9 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
   const int64_t main = p.m - tail;
   const EpilogueFn epilogue = select_epilogue<Avx512Vec>(p);
   const Blocks2x2Fn blocks_2x2 = select_blocks_2x2(p);
-  // Equal chunks of columns of at most kChunkBytes, read once for each group of rows.
-  const int64_t bytes = main <= kFetchedRows ? kFetchedChunkBytes : kChunkBytes;
+  // Equal chunks of columns, read once for each group of rows.
+  const bool fetched = p.k_pad <= kKeepK && main > 32 && main <= kFetchedRows;
+  const int64_t bytes = fetched ? kFetchedChunkBytes : kChunkBytes;
   const int64_t most = std::max<int64_t>(64, bytes / p.k_pad);
   const int64_t chunks = (p.n + most - 1) / most;
   const int64_t nc = round_up((p.n + chunks - 1) / chunks, 64);
