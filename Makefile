@@ -10,12 +10,13 @@ PY := $(VENV)/bin/python
 BUILD := build/native
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
 CXX_FILES := $(shell find csrc tests/cpp tests/cuda tests/cutlass bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-PIP_INSTALL := $(PY) -m pip install --quiet
+# Modules are compiled when they are imported first, which most of them never are.
+PIP_INSTALL := $(PY) -m pip install --quiet --no-compile
 EDITABLE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-dir=$(BUILD) -e
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test examples bench lint style format wheel asan tsan cross gpu-build gpu-check native clean
+.PHONY: demo test examples bench lint style format wheel asan tsan cpp cross gpu-build gpu-check native clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo native
@@ -82,10 +83,13 @@ tsan: $(VENV)/.tools
 	build/tsan/tests/cpp/fastinfer_tests pool
 	build/tsan/tests/cpp/fastinfer_tests pieces
 
-# The C++ tests on CPUs that this one is not.
-cross: $(VENV)/.tools
+# The C++ tests, with kernels of their own build: neither torch nor Python.
+cpp: $(VENV)/.tools
 	cmake --preset cpp >/dev/null
 	cmake --build --preset cpp
+
+# The same on CPUs that this one is not.
+cross: cpp
 	cmake --preset aarch64 >/dev/null
 	cmake --build --preset aarch64
 	scripts/cross.sh
