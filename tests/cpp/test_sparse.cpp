@@ -187,6 +187,13 @@ void check_last_chunks(WeightLayout layout) {
   }
 }
 
+// More tiles than a kernel keeps in L2 for all rows, of which the last are no whole block.
+void check_chunks_of_tiles() {
+  const Case c(8, 21, 1000, 2000, WeightLayout::bsr);
+  CHECK(int64_t(c.sparse.size()) > 600 * kSliceBytes);
+  CHECK(c.run(c.sparse, 1, serial) == c.run(c.dense, 1, serial));
+}
+
 // Rows and columns in several chunks; side by side with a dense weight; a gate and its factor.
 void check_forms(WeightLayout layout) {
   const Case large(5, 150, 400, 1100, layout), wide(6, 3, 1000, 2000, layout);
@@ -422,6 +429,7 @@ void test_sparse() {
         check_forms(layout);
         check_last_chunks(layout);
       }
+      check_chunks_of_tiles();
       check_mutations();
     });
   }

@@ -45,7 +45,6 @@ struct Job {
   int64_t panels;  // of all weights, one after the other; gated: of either
   int64_t rows_per_task, panels_per_task;
   int64_t unit_panels, units_per_chunk;  // of a task
-  bool cut_all;                          // all chunks into units, not a task's last one alone
   LastChunk* last_chunks;                // of every task, where they alone are cut, or null
   bool in_place;                         // the rows of x are what the kernel reads
   bool prepare;                          // whether the kernel prepares the rows of a chunk
@@ -56,6 +55,9 @@ struct Job {
   int64_t columns_scratch;  // bytes
   Pieces* pieces;
   std::atomic<bool> ok{true};
+
+  // Whether all chunks are cut into units, not a task's last one alone.
+  bool cut_all() const { return plan.tasks_n > 1; }
 };
 
 // Bytes of the scales and offsets of so many rows.
@@ -258,9 +260,9 @@ Piece piece_at(const Job& job, int64_t task, int64_t index) {
   const int64_t m_begin = task_m * job.rows_per_task, mc = job.plan.mc;
   const int64_t m_end = std::min(job.p->m, m_begin + job.rows_per_task);
   const int64_t last = ceil_div(std::max<int64_t>(1, m_end - m_begin), mc) - 1;
-  const int64_t chunk = job.cut_all ? index / job.units_per_chunk : std::min(index, last);
-  const int64_t unit = job.cut_all ? index % job.units_per_chunk : index - chunk;
-  const bool cut = job.cut_all || chunk == last;
+  const int64_t chunk = job.cut_all() ? index / job.units_per_chunk : std::min(index, last);
+  const int64_t unit = job.cut_all() ? index % job.units_per_chunk : index - chunk;
+  const bool cut = job.cut_all() || chunk == last;
   const int64_t task_begin = task_n * job.panels_per_task, m = m_begin + chunk * mc;
   const int64_t task_end = std::min(job.panels, task_begin + job.panels_per_task);
   const int64_t begin = task_begin + unit * job.unit_panels;
@@ -359,7 +361,6 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   const int64_t tasks = job.plan.tasks_m * job.plan.tasks_n;
   job.unit_panels = tasks > 1 ? unit_panels(job.panels_per_task) : job.panels_per_task;
   job.units_per_chunk = ceil_div(job.panels_per_task, job.unit_panels);
-  job.cut_all = job.plan.tasks_n > 1;
   job.in_place = p.x_dtype == DType::s8 && job.plan.tile_rows == 1 && job.plan.flip == 0 &&
                  first.k == first.k_pad && (p.m == 1 || p.ldx_bytes == first.k);
   job.prepare = job.plan.gemm->prepare.run != nullptr && !kinds.only_bsr;
@@ -383,13 +384,13 @@ bool linear_w8a8(const LinearW8A8& p, int threads, ParallelFor parallel_for) {
   }
   std::vector<LastChunk> last_chunks;
   job.last_chunks = nullptr;
-  if (!job.cut_all && job.units_per_chunk > 1 && !job.share_rows) {
+  if (!job.cut_all() && job.units_per_chunk > 1 && !job.share_rows) {
     last_chunks = make_last_chunks(job, size_t(tasks));
     job.last_chunks = last_chunks.data();
   }
   const int64_t chunks = ceil_div(job.rows_per_task, job.plan.mc);
   Pieces pieces(tasks,
-                job.cut_all ? chunks * job.units_per_chunk : chunks - 1 + job.units_per_chunk);
+                job.cut_all() ? chunks * job.units_per_chunk : chunks - 1 + job.units_per_chunk);
   job.pieces = &pieces;
   if (tasks == 1) {
     run_task(&job, 0);

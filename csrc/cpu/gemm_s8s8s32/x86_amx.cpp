@@ -302,6 +302,9 @@ const int8_t* pair_at(const GemmS8S8S32& p, int64_t n) {
 // comes.
 int64_t lines_ahead(int64_t row_blocks) { return row_blocks == 1 ? 0 : ceil_div(16, row_blocks); }
 
+// Whether so many rows, of K <= kKeepK, go by small chunks of panels whose next is fetched.
+bool fetches_chunks(int64_t rows) { return rows > 32 && rows <= kFetchedRows; }
+
 // The slice of a pair of panels that comes after the one at column n that ends at k_end.
 const int8_t* next_slice(const GemmS8S8S32& p, int64_t n, int64_t k_end) {
   if (k_end < p.k_pad) return p.panels + n * p.k_pad + k_end * kPanelColumns;
@@ -314,7 +317,7 @@ void rows_outside(const GemmS8S8S32& p, int64_t row, int64_t rows, int64_t begin
   alignas(64) int32_t sums[kBlockSums];
   Blocks2x2<true, Finish> blocks(p, /*past_caches=*/false);
   const int64_t steps = p.k_pad / kBlockK;
-  const int64_t lines = rows <= kFetchedRows ? lines_ahead(ceil_div(rows, 32)) : 0;
+  const int64_t lines = fetches_chunks(rows) ? lines_ahead(ceil_div(rows, 32)) : 0;
   for (int64_t m = 0; m < rows; m += 32) {
     for (int64_t n = begin; n < end; n += 32) {
       const int8_t* next = pair_at(p, n + end - begin);
@@ -450,8 +453,8 @@ void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p) {
   const EpilogueFn epilogue = select_epilogue<Avx512Vec>(p);
   const Blocks2x2Fn blocks_2x2 = select_blocks_2x2(p);
   // Equal chunks of columns, read once for each group of rows.
-  const bool fetched = p.k_pad <= kKeepK && main > 32 && main <= kFetchedRows;
-  const int64_t bytes = fetched ? kFetchedChunkBytes : kChunkBytes;
+  const int64_t bytes =
+      p.k_pad <= kKeepK && fetches_chunks(main) ? kFetchedChunkBytes : kChunkBytes;
   const int64_t most = std::max<int64_t>(64, bytes / p.k_pad);
   const int64_t chunks = (p.n + most - 1) / most;
   const int64_t nc = round_up((p.n + chunks - 1) / chunks, 64);
