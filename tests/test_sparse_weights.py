@@ -65,6 +65,14 @@ def test_a_weight_that_is_not_2_of_4_is_refused(rng):
         ops.pack_w8(w, "sp24")
 
 
+def test_a_weight_of_another_version_is_refused(rng):
+    packed = ops.pack_w8(sparse(rng, "sp24", 20, 64), "sp24")
+    assert packed[24] == 2
+    packed[24] = 1
+    with pytest.raises(ValueError, match="layout version is not the one that this build reads"):
+        ops.unpack_w8(packed, 20, 64)
+
+
 def test_an_unknown_layout_is_refused():
     with pytest.raises(ValueError, match=r"^pack_w8: layout is 'coo', want one of dense, sp24, "):
         ops.pack_w8(torch.ones(4, 4, dtype=torch.int8), "coo")

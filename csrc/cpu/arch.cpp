@@ -107,9 +107,10 @@ Probe probe() {
   p.set(Isa::avx512vnni,
         avx2 && avx512 ? nullptr
                        : "the CPU or the operating system lacks AVX-512 F, DQ, BW, VL or VNNI");
-  p.set(Isa::avx512vbmi2, avx2 && avx512 && bit(leaf7.c, 6)
-                              ? nullptr
-                              : "the CPU or the operating system lacks AVX-512 VNNI or VBMI2");
+  p.set(Isa::avx512vbmi2,
+        avx2 && avx512 && bit(leaf7.c, 1) && bit(leaf7.c, 6)
+            ? nullptr
+            : "the CPU or the operating system lacks AVX-512 VNNI, VBMI or VBMI2");
   const bool bf16 = avx2 && avx512 && bit(leaf7_1.a, 5);
   p.set(Isa::avx512bf16, bf16 ? nullptr : "the CPU lacks AVX512-BF16 or AVX-512 VNNI");
   p.set(Isa::amx, bf16 ? probe_amx(xcr) : "AMX rows need AVX512-BF16 and AVX-512 VNNI too");

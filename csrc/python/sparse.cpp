@@ -73,8 +73,8 @@ py::array run_expand_s8(const std::string& name, const Array<int8_t>& w,
   const Buffer panel = allocate(bytes);
   py::array_t<int8_t> out(std::vector<py::ssize_t>{panels_of(weight), weight.k_pad / 4, 16, 4});
   for (int64_t i = 0; i < panels_of(weight); ++i) {
-    kernel.run(
-        {masked_panel(weight, i), weight.masked_end, slices, static_cast<int8_t*>(panel.get())});
+    kernel.run({masked_panel(weight, i), weight.masked_end, slices,
+                weight.layout == WeightLayout::sp24, static_cast<int8_t*>(panel.get())});
     std::copy_n(static_cast<const int8_t*>(panel.get()), bytes, out.mutable_data() + i * bytes);
   }
   return std::move(out);

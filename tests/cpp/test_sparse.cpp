@@ -261,8 +261,8 @@ void check_mutations() {
   CHECK(refused > 100);
 }
 
-// Slices of every density, after each other, on guarded memory; masks that ask for more than there
-// is stop at `last`.
+// Masked slices of every density, after each other, on guarded memory; masks that ask for more than
+// there is stop at `last`. Slices of pairs.
 void check_expand(const ExpandS8Kernel& kernel) {
   int count;
   const ExpandS8Kernel& generic = expand_s8_kernels(&count)[0];
@@ -288,11 +288,24 @@ void check_expand(const ExpandS8Kernel& kernel) {
         const Guarded block(bytes.data(), int64_t(bytes.size()), Side::end);
         const uint8_t* begin = block.as<uint8_t>();
         const Guarded want(slices * kSliceBytes, Side::end), got(slices * kSliceBytes, Side::end);
-        generic.run({begin, begin + limit, slices, want.as<int8_t>()});
-        kernel.run({begin, begin + limit, slices, got.as<int8_t>()});
+        generic.run({begin, begin + limit, slices, false, want.as<int8_t>()});
+        kernel.run({begin, begin + limit, slices, false, got.as<int8_t>()});
         CHECK(std::memcmp(want.as<char>(), got.as<char>(), size_t(slices * kSliceBytes)) == 0);
       }
     }
+    Bytes pairs(size_t(slices * kPairsSliceBytes));
+    for (uint8_t& byte : pairs) byte = uint8_t(random.byte());
+    constexpr uint8_t kPlaces[] = {4, 8, 9, 12, 13, 14};  // first | second << 2, ascending
+    for (int64_t i = 0; i < slices * kPairsIndexBytes; ++i) {
+      const int two = kPlaces[random.below(6)] | kPlaces[random.below(6)] << 4;
+      pairs[size_t(i / kPairsIndexBytes * kPairsSliceBytes + i % kPairsIndexBytes)] = uint8_t(two);
+    }
+    const Guarded block(pairs.data(), int64_t(pairs.size()), Side::end);
+    const uint8_t *begin = block.as<uint8_t>(), *end = begin + pairs.size();
+    const Guarded want(slices * kSliceBytes, Side::end), got(slices * kSliceBytes, Side::end);
+    generic.run({begin, end, slices, true, want.as<int8_t>()});
+    kernel.run({begin, end, slices, true, got.as<int8_t>()});
+    CHECK(std::memcmp(want.as<char>(), got.as<char>(), size_t(slices * kSliceBytes)) == 0);
   }
 }
 
@@ -316,7 +329,7 @@ template <class Run>
 void check_sums(const std::string& name, WeightLayout layout, int64_t m, int64_t tile_rows,
                 uint8_t flip, Run&& run) {
   Random random(uint64_t(35 + m));
-  for (int64_t n : {1, 16, 33, 64, 115}) {
+  for (int64_t n : {1, 16, 33, 64, 211}) {
     for (int64_t k : {0, 1, 64, 131, 1100}) {
       results().context = name + " " + named(layout, n, k) + " m=" + std::to_string(m);
       const auto w = sparse_weight(random, n, k, layout);

@@ -1,5 +1,5 @@
-// expand_s8 by 8 bytes at a time: a table of byte shuffles, one row a mask of 8 bits. Included by
-// x86_avx2.cpp and arm_neon.cpp, which say how 8 bytes are shuffled.
+// Masked slices by 8 bytes at a time: a table of byte shuffles, one row a mask of 8 bits. Included
+// by x86_avx2.cpp and arm_neon.cpp, which say how 8 bytes are shuffled.
 //
 // The table is 2 KiB and stays in L1. A byte of mask costs four loads, a shuffle, a store and a
 // count of bits; the chain from one to the next is the count and an addition.

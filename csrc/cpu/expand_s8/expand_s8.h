@@ -1,9 +1,12 @@
-// Family expand_s8: masked slices (gemm_s8s8s32/pack.h) back to dense ones, for the matmuls that
-// read dense panels.
+// Family expand_s8: slices that leave zeros out (gemm_s8s8s32/pack.h) back to dense ones, for the
+// matmuls that read dense panels.
 //
+// Masked slices:
 //   out[64 j + i] = mask[j] bit i ? the next value : 0      0 <= j < 16, 0 <= i < 64, a slice
+// Each begins where the values of the one before end, or at `last` where that is further.
 //
-// A slice begins where the values of the one before end, or at `last` where that is further.
+// Slices of pairs, which are equally long:
+//   out[4 j + i] = i == the first place ? the first value : i == the second ? the second : 0
 #pragma once
 
 #include <cstdint>
@@ -15,8 +18,9 @@ namespace fastinfer::cpu {
 
 struct ExpandS8 {
   const uint8_t* masked;  // the first slice
-  const uint8_t* last;    // kReadAhead bytes from here on may be read
+  const uint8_t* last;    // of masked slices: kReadAhead bytes from here on may be read
   int64_t slices;
+  bool pairs;
   int8_t* out;  // 1024 bytes a slice, 64-byte aligned
 };
 

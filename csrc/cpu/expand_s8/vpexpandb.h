@@ -60,13 +60,12 @@ void vpexpandb(__m512i (&v)[N], const __mmask64 (&mask)[N]) {
   }
 }
 
-// The next 64 bits of a mask and the values that they place; both pointers go on. kPairs: there are
-// 32 values, as in sp24, so that none has to be counted and less to be read.
-template <bool kPairs>
-void take_masked(const uint8_t*& mask, const uint8_t*& value, __mmask64& bits, __m512i& values) {
+// The next 64 bits of a mask and the values that they place; both pointers go on.
+inline void take_masked(const uint8_t*& mask, const uint8_t*& value, __mmask64& bits,
+                        __m512i& values) {
   bits = load_mask(mask);
-  values = kPairs ? load_half_in_order(value) : load_in_order(value);
-  value += kPairs ? 32 : count_bits(mask);
+  values = load_in_order(value);
+  value += count_bits(mask);
   mask += 8;
 }
 
@@ -74,17 +73,16 @@ void take_masked(const uint8_t*& mask, const uint8_t*& value, __mmask64& bits, _
 template <int N>
 void expand_panels(const uint8_t* (&mask)[N], const uint8_t* (&value)[N], __m512i (&out)[N]) {
   __mmask64 bits[N];
-  for (int i = 0; i < N; ++i) take_masked<false>(mask[i], value[i], bits[i], out[i]);
+  for (int i = 0; i < N; ++i) take_masked(mask[i], value[i], bits[i], out[i]);
   vpexpandb<N>(out, bits);
 }
 
 // Masked slices one after another, from the one at `value` on; none begins after `last`.
 //
-// They ask for what comes kAheadBytes later. On Zen 4, from memory, one row, 3072 x 768: 2:4 49 us,
-// 53 with 8192 or 2048 bytes; 30 % of single weights 43, 48 with 8192, 46 with 1024.
-template <bool kPairs>
+// They ask for what comes kAheadBytes later. On Zen 4, from memory, one row, 3072 x 768 with 30 %
+// of single weights: 43 us, 48 with 8192, 46 with 1024.
 struct MaskedStream {
-  static constexpr int64_t kAheadBytes = kPairs ? 4096 : 3072;
+  static constexpr int64_t kAheadBytes = 3072;
   const uint8_t* value;
   const uint8_t* last;
   const uint8_t* mask = nullptr;
@@ -100,7 +98,7 @@ struct MaskedStream {
     __builtin_prefetch(value + kAheadBytes);
     __builtin_prefetch(value + kAheadBytes + 64);
     __mmask64 bits[N];
-    for (int i = 0; i < N; ++i) take_masked<kPairs>(mask, value, bits[i], out[i]);
+    for (int i = 0; i < N; ++i) take_masked(mask, value, bits[i], out[i]);
     vpexpandb<N>(out, bits);
   }
 };

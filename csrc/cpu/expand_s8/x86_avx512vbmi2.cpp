@@ -1,11 +1,15 @@
-// expand_s8_avx512vbmi2: method in vpexpandb.h; four vectors of 64 bytes at a time.
+// expand_s8_avx512vbmi2. Masked slices: vpexpandb.h, four vectors of 64 bytes at a time. Pairs:
+// pairs_avx512.h.
 #include "cpu/expand_s8/expand_s8.h"
+#include "cpu/expand_s8/pairs_avx512.h"
 #include "cpu/expand_s8/vpexpandb.h"
 
 namespace fastinfer::cpu {
 
-void expand_s8_avx512vbmi2(const ExpandS8& p) {
-  MaskedStream<false> stream{p.masked, p.last};
+namespace {
+
+void expand_masked(const ExpandS8& p) {
+  MaskedStream stream{p.masked, p.last};
   int8_t* out = p.out;
   for (int64_t s = 0; s < p.slices; ++s) {
     stream.slice();
@@ -16,5 +20,26 @@ void expand_s8_avx512vbmi2(const ExpandS8& p) {
     }
   }
 }
+
+void expand_pairs(const ExpandS8& p) {
+  constexpr int64_t kSlicesAhead = 6;
+  const PairsExpander expander;
+  const uint8_t* pairs = p.masked;
+  int8_t* out = p.out;
+  for (int64_t s = 0; s < p.slices; ++s, pairs += kPairsSliceBytes) {
+    for (int64_t i = 0; i < kPairsSliceBytes; i += 64) {
+      __builtin_prefetch(pairs + kSlicesAhead * kPairsSliceBytes + i);
+    }
+    for (int step = 0; step < kBlockK / kPairsK; ++step) {
+      for (int half = 0; half < 2; ++half, out += 64) {
+        _mm512_store_si512(out, expander.four(pairs, step, half));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void expand_s8_avx512vbmi2(const ExpandS8& p) { p.pairs ? expand_pairs(p) : expand_masked(p); }
 
 }  // namespace fastinfer::cpu

@@ -17,7 +17,8 @@ void expand_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
     GemmS8S8S32 part = columns_from(gemm, column, std::min(most, gemm.n - column));
     part.panels = scratch;
     for (int64_t n = 0; n < part.n; n += kPanelColumns, ++panel) {
-      plan.expand->run({masked_panel(w, panel), w.masked_end, slices, scratch + n * w.k_pad});
+      plan.expand->run({masked_panel(w, panel), w.masked_end, slices,
+                        w.layout == WeightLayout::sp24, scratch + n * w.k_pad});
     }
     plan.gemm->run(part);
   }

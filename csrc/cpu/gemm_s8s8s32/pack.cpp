@@ -26,16 +26,10 @@ struct Slice {
   bool zero() const {
     return std::all_of(bytes, bytes + kSliceBytes, [](int8_t v) { return v == 0; });
   }
-  // Which bytes of word j are kept.
-  uint64_t mask(int64_t j, WeightLayout layout) const {
+  // Which bytes of word j are not zero.
+  uint64_t mask(int64_t j) const {
     uint64_t mask = 0;
     for (int64_t i = 0; i < 64; ++i) mask |= uint64_t(bytes[j * 64 + i] != 0) << i;
-    if (layout != WeightLayout::sp24) return mask;
-    for (int64_t lane = 0; lane < 64; lane += 4) {  // zeros to make up two
-      for (int64_t i = 0; i < 4 && __builtin_popcountll(mask >> lane & 15) < 2; ++i) {
-        mask |= uint64_t(1) << (lane + i);
-      }
-    }
     return mask;
   }
 };
@@ -68,17 +62,59 @@ int64_t count_tiles(const int8_t* w, int64_t n, int64_t k) {
   return tiles;
 }
 
-// Appends a slice to `to` and returns its end.
-uint8_t* put_masked(const Slice& slice, WeightLayout layout, uint8_t* to) {
+// Appends a masked slice to `to` and returns its end.
+uint8_t* put_masked(const Slice& slice, uint8_t* to) {
   uint8_t* value = to + kMaskBytes;
   for (int64_t j = 0; j < kSliceBytes / 64; ++j) {
-    const uint64_t mask = slice.mask(j, layout);
+    const uint64_t mask = slice.mask(j);
     std::memcpy(to + j * 8, &mask, 8);
     for (uint64_t left = mask; left != 0; left &= left - 1) {
       *value++ = uint8_t(slice.bytes[j * 64 + __builtin_ctzll(left)]);
     }
   }
   return value;
+}
+
+// Where a step of 8 of K has what it keeps of 4, `half` of them, of a column: the byte of the index
+// and its first bit, and the first of two values.
+struct Pair {
+  int64_t index, shift, values;
+
+  Pair(int64_t step, int64_t column, int64_t half)
+      : index(step * 16 + column % 4 * 4 + column / 4),
+        shift(half * 4),
+        values(kPairsIndexBytes + step * 64 + column * 4 + half * 2) {}
+};
+
+// for_each_pair(run): run(pair, where its four bytes begin in the slice).
+template <class Run>
+void for_each_pair(Run&& run) {
+  for (int64_t i = 0; i < kSliceBytes / 4; ++i) run(Pair(i / 32, i % 16, i / 16 % 2), i * 4);
+}
+
+// Appends a slice of pairs to `to` and returns its end.
+uint8_t* put_pairs(const Slice& slice, uint8_t* to) {
+  std::memset(to, 0, size_t(kPairsSliceBytes));
+  for_each_pair([&](const Pair& pair, int64_t at) {
+    const int8_t* four = slice.bytes + at;
+    // The two that are not zero, or zeros to make up two.
+    int first = 0, second = 3;
+    while (first < 2 && four[first] == 0) ++first;
+    while (second > first + 1 && four[second] == 0) --second;
+    to[pair.index] |= uint8_t((first | second << 2) << pair.shift);
+    to[pair.values] = uint8_t(four[first]);
+    to[pair.values + 1] = uint8_t(four[second]);
+  });
+  return to + kPairsSliceBytes;
+}
+
+void take_pairs(const uint8_t* pairs, int8_t* slice) {
+  for_each_pair([&](const Pair& pair, int64_t at) {
+    const int kept = pairs[pair.index] >> pair.shift;
+    std::memset(slice + at, 0, 4);
+    slice[at + (kept & 3)] = int8_t(pairs[pair.values]);
+    slice[at + (kept >> 2 & 3)] = int8_t(pairs[pair.values + 1]);
+  });
 }
 
 void unmask(const uint8_t* masked, int8_t* slice, const uint8_t** end) {
@@ -151,7 +187,7 @@ void pack_w8(const int8_t* w, int64_t n, int64_t k, uint8_t* packed, WeightLayou
   PackedHeader header = {};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
   std::memcpy(header.layout, kTags[int(layout)], sizeof header.layout);
-  header.version = kLayoutVersion;
+  header.version = layout_version(layout);
   header.n = n;
   header.k = k;
   std::memcpy(packed, &header, sizeof header);
@@ -181,8 +217,8 @@ void pack_w8(const int8_t* w, int64_t n, int64_t k, uint8_t* packed, WeightLayou
           std::memcpy(to, slice.bytes, kSliceBytes);
           to += kSliceBytes;
           break;
-        case WeightLayout::sp24:
-        case WeightLayout::bitmask: to = put_masked(slice, layout, to); break;
+        case WeightLayout::sp24: to = put_pairs(slice, to); break;
+        case WeightLayout::bitmask: to = put_masked(slice, to); break;
       }
     }
     const int64_t end = to - data;
@@ -198,18 +234,21 @@ void unpack_w8(const PackedWeight& w, int8_t* out) {
   const int64_t slices = w.k_pad / kBlockK;
   int8_t bytes[kSliceBytes];
   for (int64_t panel = 0; panel < panels_of(w); ++panel) {
-    const bool bsr = w.layout == WeightLayout::bsr;
-    const uint8_t* masked = w.masked == nullptr ? nullptr : masked_panel(w, panel);
-    TileRange tile = bsr ? panel_tiles(w, panel) : TileRange{};
+    const uint8_t* masked = is_masked(w.layout) ? masked_panel(w, panel) : nullptr;
+    TileRange tile = w.layout == WeightLayout::bsr ? panel_tiles(w, panel) : TileRange{};
     for (int64_t s = 0; s < slices; ++s) {
-      if (masked != nullptr) {
-        unmask(std::min(masked, w.masked_end), bytes, &masked);
-      } else if (!bsr) {
-        std::memcpy(bytes, w.panels + (panel * slices + s) * kSliceBytes, kSliceBytes);
-      } else if (tile.begin < tile.end && tile_slice(w, tile.begin) == s) {
-        std::memcpy(bytes, w.panels + tile.begin++ * kSliceBytes, kSliceBytes);
-      } else {
-        std::memset(bytes, 0, kSliceBytes);
+      switch (w.layout) {
+        case WeightLayout::dense:
+          std::memcpy(bytes, w.panels + (panel * slices + s) * kSliceBytes, kSliceBytes);
+          break;
+        case WeightLayout::sp24: take_pairs(masked + s * kPairsSliceBytes, bytes); break;
+        case WeightLayout::bitmask: unmask(std::min(masked, w.masked_end), bytes, &masked); break;
+        case WeightLayout::bsr:
+          std::memset(bytes, 0, kSliceBytes);
+          if (tile.begin < tile.end && tile_slice(w, tile.begin) == s) {
+            std::memcpy(bytes, w.panels + tile.begin++ * kSliceBytes, kSliceBytes);
+          }
+          break;
       }
       for (int64_t row = panel * 16; row < std::min(w.n, panel * 16 + 16); ++row) {
         for (int64_t i = s * kBlockK; i < std::min(w.k, s * kBlockK + kBlockK); ++i) {
@@ -236,7 +275,9 @@ const char* open_packed(const void* packed, int64_t bytes, PackedWeight* weight)
     return "it is packed for CUDA, not for CPUs (repack_w8 makes it one for them)";
   }
   if (tag == kWeightLayoutCount) return "its layout tag is none of the int8 layouts of CPUs";
-  if (header.version != kLayoutVersion) return "its layout version is not 1";
+  if (header.version != layout_version(WeightLayout(tag))) {
+    return "its layout version is not the one that this build reads";
+  }
   if (header.n < 0 || header.n > kMaxN || header.k < 0 || header.k > kMaxK) return kWrongSize;
   const char* base = static_cast<const char*>(packed);
   PackedWeight w{};

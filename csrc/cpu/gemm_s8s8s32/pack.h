@@ -9,9 +9,8 @@
 // slice 64 of K of a panel: 1024 bytes in the order [K / 4][16][4] of gemm_s8s8s32.h.
 //
 //   dense    panels: int8[N_pad / 16][K_pad / 64] slices
-//   sp24     masked slices, 2 bytes kept of every 4 along K (of each int32 lane), so that a slice
-//   is
-//            640 bytes; kReadAhead bytes of zeros at the end
+//   sp24     slices of pairs: 2 bytes kept of every 4 along K, 640 bytes a slice; kReadAhead bytes
+//            of zeros at the end
 //   bitmask  int64[N_pad / 16 + 1]: where each panel begins, and the last ends, counted from the
 //   end
 //            of this table padded to 64; masked slices; kReadAhead bytes of zeros
@@ -19,7 +18,13 @@
 //            which slice of its panel a tile is; padded to 64; the slices that are not all zero
 //
 // A masked slice: uint64[16], bit i of word j stands for byte 64 j + i of the slice, then the bytes
-// whose bits are set, in order. sp24 sets bits of zeros, too, to keep 2 of every 4.
+// whose bits are set, in order.
+//
+// A slice of pairs: what is kept of 8 of K, eight times over; zeros where there is less to keep.
+//   uint8[8][16]     column c, at 4 (c % 4) + c / 4: bits 0-1 and 2-3 say which two of the first 4
+//                    of K, 4-5 and 6-7 which two of the other 4, each pair ascending
+//   int8[8][16][4]   [c]: the two values of the first 4, the two of the other 4
+// So 16 bytes broadcast to 32-bit lanes need but a shift of each to hold what its column keeps.
 #pragma once
 
 #include <algorithm>
@@ -32,6 +37,7 @@ namespace fastinfer::cpu {
 
 enum class WeightLayout : int { dense, sp24, bitmask, bsr };
 constexpr int kWeightLayoutCount = 4;
+// Whether slices leave zeros out.
 constexpr bool is_masked(WeightLayout layout) {
   return layout == WeightLayout::sp24 || layout == WeightLayout::bitmask;
 }
@@ -48,10 +54,15 @@ struct PackedHeader {
 static_assert(sizeof(PackedHeader) == 64, "the header is one cache line");
 
 constexpr uint32_t kLayoutVersion = 1;
+// Version 1 of sp24 had masked slices.
+constexpr uint32_t layout_version(WeightLayout layout) {
+  return layout == WeightLayout::sp24 ? 2 : kLayoutVersion;
+}
 
 constexpr int64_t kSliceBytes = 1024;
 constexpr int64_t kMaskBytes = kSliceBytes / 8;
-constexpr int64_t kPairsSliceBytes = kMaskBytes + kSliceBytes / 2;  // of sp24
+// Of a slice of pairs, whose values begin at kPairsIndexBytes: eight times 16 and 64 bytes.
+constexpr int64_t kPairsIndexBytes = 128, kPairsSliceBytes = kPairsIndexBytes + kSliceBytes / 2;
 // From a slice that begins inside the data no kernel reads further, whatever its masks are: a whole
 // slice and a vector.
 constexpr int64_t kReadAhead = kMaskBytes + kSliceBytes + 64;
