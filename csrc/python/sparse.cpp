@@ -88,10 +88,15 @@ py::array run_gemm_masked(const std::string& name, const Array<int8_t>& a, const
   const auto* dense = gemm_s8s8s32_kernels(&count);
   const auto* companion = std::find_if(
       dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
+  if (a.ndim() == 2 && a.shape(0) % kernel.row_step != 0) {
+    throw py::value_error("a: want a multiple of " + std::to_string(kernel.row_step) +
+                          " rows for this kernel");
+  }
   const Packed packed = pack_masked(w, layout);
   return sums(a, packed.weight, companion->tile_rows, companion->flip, [&](const auto& gemm) {
     const Buffer scratch = allocate(masked_scratch_bytes(gemm.m, gemm.k_pad));
-    kernel.run({gemm, &packed.weight, 0, static_cast<int8_t*>(scratch.get())});
+    kernel.run(
+        {gemm, &packed.weight, 0, static_cast<int8_t*>(scratch.get()), select_expand_s8().run});
   });
 }
 

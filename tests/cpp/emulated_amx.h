@@ -9,11 +9,13 @@
 #include "cpu/arch.h"
 #include "cpu/attention/attention.h"
 #include "cpu/gemm_bsr_s8s8s32/gemm_bsr_s8s8s32.h"
+#include "cpu/gemm_masked_s8s8s32/gemm_masked_s8s8s32.h"
 #include "cpu/gemm_s8s8s32/gemm_s8s8s32.h"
 
 namespace fastinfer::cpu {
 void attention_amx(const Attention& p, const AttentionTask& t);
 void gemm_bsr_s8s8s32_64x16x64_amx(const GemmBsrS8S8S32& g);
+void gemm_masked_s8s8s32_32x32x64_amx(const GemmMaskedS8S8S32& g);
 void gemm_s8s8s32_32x32x64_amx(const GemmS8S8S32& p);
 bool amx_self_test();
 }  // namespace fastinfer::cpu
@@ -41,6 +43,11 @@ inline void gemm_amx_emulated(const cpu::GemmS8S8S32& p) {
 
 inline void gemm_bsr_amx_emulated(const cpu::GemmBsrS8S8S32& g) {
   cpu::gemm_bsr_s8s8s32_64x16x64_amx(g);
+  amx_emulator::check_released();
+}
+
+inline void gemm_masked_amx_emulated(const cpu::GemmMaskedS8S8S32& g) {
+  cpu::gemm_masked_s8s8s32_32x32x64_amx(g);
   amx_emulator::check_released();
 }
 

@@ -161,7 +161,7 @@ struct Case {
 };
 
 void check_linear(WeightLayout layout) {
-  for (int64_t m : {1, 2, 5, 8, 9, 33, 70}) {
+  for (int64_t m : {1, 2, 5, 8, 9, 33, 64, 70}) {
     for (int64_t n : {16, 49, 130}) {
       for (int64_t k : {1, 64, 100, 260}) {
         results().context = named(layout, n, k) + " m=" + std::to_string(m);
@@ -383,13 +383,14 @@ void check_masked(const GemmMaskedS8S8S32Kernel& kernel) {
   const auto* companion = std::find_if(
       dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
   for (WeightLayout layout : {WeightLayout::sp24, WeightLayout::bitmask}) {
-    for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 17, 39, 128, 130, 201}) {
+    for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 17, 32, 39, 96, 128, 130, 201}) {
+      if (m % kernel.row_step != 0) continue;
       for (bool zen4 : {false, true}) {
         check_sums(kernel.name, layout, m, companion->tile_rows, companion->flip,
                    [&](GemmS8S8S32 p, const PackedWeight& weight, int64_t panel) {
                      const Guarded scratch(masked_scratch_bytes(m, weight.k_pad), Side::end);
                      p.zen4 = zen4;
-                     kernel.run({p, &weight, panel, scratch.as<int8_t>()});
+                     kernel.run({p, &weight, panel, scratch.as<int8_t>(), select_expand_s8().run});
                    });
       }
     }
@@ -405,18 +406,17 @@ void check_bsr(const GemmBsrS8S8S32Kernel& kernel) {
   }
 }
 
-// The row amx over the emulator, where the rest of it can run.
-void test_emulated(const GemmBsrS8S8S32Kernel* kernels, int count) {
+// The rows amx over the emulator, where the rest of them can run.
 #ifdef FASTINFER_EMULATE_AMX
-  GemmBsrS8S8S32Kernel kernel = kernels[count - 1];
+template <class Kernel, class Run, class Check>
+void test_emulated(const Kernel* kernels, int count, Run run, Check&& check) {
+  Kernel kernel = kernels[count - 1];
   if (!amx_emulated(kernel.name)) return;
-  kernel.run = gemm_bsr_amx_emulated;
-  group(std::string(kernel.name) + ", emulated", [&] { check_bsr(kernel); });
+  kernel.run = run;
+  group(std::string(kernel.name) + ", emulated", [&] { check(kernel); });
   std::printf("row %s amx emulated\n", kernel.name);
-#else
-  (void)kernels, (void)count;
-#endif
 }
+#endif
 
 }  // namespace
 
@@ -430,7 +430,11 @@ void test_sparse() {
   each_row(masked, count, check_masked);
   const GemmBsrS8S8S32Kernel* bsr = gemm_bsr_s8s8s32_kernels(&count);
   each_row(bsr, count, check_bsr);
-  test_emulated(bsr, count);
+#ifdef FASTINFER_EMULATE_AMX
+  test_emulated(bsr, count, gemm_bsr_amx_emulated, check_bsr);
+  masked = gemm_masked_s8s8s32_kernels(&count);
+  test_emulated(masked, count, gemm_masked_amx_emulated, check_masked);
+#endif
   const std::string before = isa_cap();
   for (int i = 0; i < kIsaCount; ++i) {
     set_isa_cap(before.c_str());

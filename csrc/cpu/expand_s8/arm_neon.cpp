@@ -8,13 +8,13 @@ namespace fastinfer::cpu {
 
 namespace {
 
-void expand_masked(const ExpandS8& p) {
-  expand_by_bytes(p, [](const uint8_t* values, const uint8_t* shuffle, int8_t* out) {
+const uint8_t* expand_masked(const ExpandS8& p) {
+  return expand_by_bytes(p, [](const uint8_t* values, const uint8_t* shuffle, int8_t* out) {
     vst1_u8(reinterpret_cast<uint8_t*>(out), vtbl1_u8(vld1_u8(values), vld1_u8(shuffle)));
   });
 }
 
-void expand_pairs(const ExpandS8& p) {
+const uint8_t* expand_pairs(const ExpandS8& p) {
   constexpr uint8_t kLaneFirst[16] = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
   const uint8x16_t lane_first = vld1q_u8(kLaneFirst), one = vdupq_n_u8(1);
   const uint8x16_t lane_byte = vreinterpretq_u8_u32(vdupq_n_u32(0x03020100));
@@ -42,10 +42,13 @@ void expand_pairs(const ExpandS8& p) {
       }
     }
   }
+  return pairs;
 }
 
 }  // namespace
 
-void expand_s8_neon(const ExpandS8& p) { p.pairs ? expand_pairs(p) : expand_masked(p); }
+const uint8_t* expand_s8_neon(const ExpandS8& p) {
+  return p.pairs ? expand_pairs(p) : expand_masked(p);
+}
 
 }  // namespace fastinfer::cpu

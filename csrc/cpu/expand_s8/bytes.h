@@ -33,7 +33,7 @@ constexpr ExpandTable kExpandTable = make_expand_table();
 
 // shuffle8(values, row of the table, out)
 template <class Shuffle>
-void expand_by_bytes(const ExpandS8& p, Shuffle&& shuffle8) {
+const uint8_t* expand_by_bytes(const ExpandS8& p, Shuffle&& shuffle8) {
   const uint8_t* masked = p.masked;
   int8_t* out = p.out;
   for (int64_t s = 0; s < p.slices; ++s) {
@@ -46,6 +46,7 @@ void expand_by_bytes(const ExpandS8& p, Shuffle&& shuffle8) {
     }
     masked = value;
   }
+  return masked;
 }
 
 }  // namespace

@@ -24,7 +24,8 @@ struct ExpandS8 {
   int8_t* out;  // 1024 bytes a slice, 64-byte aligned
 };
 
-using ExpandS8Fn = void (*)(const ExpandS8&);
+// Returns where the next slice begins.
+using ExpandS8Fn = const uint8_t* (*)(const ExpandS8&);
 
 struct ExpandS8Kernel {
   const char* name;

@@ -9,7 +9,7 @@ namespace fastinfer::cpu {
 
 namespace {
 
-void expand_masked(const ExpandS8& p) {
+const uint8_t* expand_masked(const ExpandS8& p) {
   const uint8_t* masked = p.masked;
   int8_t* out = p.out;
   for (int64_t s = 0; s < p.slices; ++s) {
@@ -21,9 +21,10 @@ void expand_masked(const ExpandS8& p) {
     }
     masked = value;
   }
+  return masked;
 }
 
-void expand_pairs(const ExpandS8& p) {
+const uint8_t* expand_pairs(const ExpandS8& p) {
   const uint8_t* pairs = p.masked;
   int8_t* out = p.out;
   for (int64_t s = 0; s < p.slices; ++s, pairs += kPairsSliceBytes) {
@@ -37,10 +38,13 @@ void expand_pairs(const ExpandS8& p) {
       }
     }
   }
+  return pairs;
 }
 
 }  // namespace
 
-void expand_s8_generic(const ExpandS8& p) { p.pairs ? expand_pairs(p) : expand_masked(p); }
+const uint8_t* expand_s8_generic(const ExpandS8& p) {
+  return p.pairs ? expand_pairs(p) : expand_masked(p);
+}
 
 }  // namespace fastinfer::cpu

@@ -2,7 +2,7 @@
 
 namespace fastinfer::cpu {
 
-#define KERNEL(name, isa) void name(const ExpandS8&);
+#define KERNEL(name, isa) const uint8_t* name(const ExpandS8&);
 #include "cpu/expand_s8/kernels.inc"
 #undef KERNEL
 

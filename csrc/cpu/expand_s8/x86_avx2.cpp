@@ -12,15 +12,15 @@ namespace fastinfer::cpu {
 
 namespace {
 
-void expand_masked(const ExpandS8& p) {
-  expand_by_bytes(p, [](const uint8_t* values, const uint8_t* shuffle, int8_t* out) {
+const uint8_t* expand_masked(const ExpandS8& p) {
+  return expand_by_bytes(p, [](const uint8_t* values, const uint8_t* shuffle, int8_t* out) {
     const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
     const __m128i s = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(shuffle));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi8(v, s));
   });
 }
 
-void expand_pairs(const ExpandS8& p) {
+const uint8_t* expand_pairs(const ExpandS8& p) {
   const __m256i one = _mm256_set1_epi8(1), three = _mm256_set1_epi32(3);
   const __m256i lane_byte = _mm256_set1_epi32(0x03020100);
   const __m256i lane_first =
@@ -53,10 +53,13 @@ void expand_pairs(const ExpandS8& p) {
       }
     }
   }
+  return pairs;
 }
 
 }  // namespace
 
-void expand_s8_avx2(const ExpandS8& p) { p.pairs ? expand_pairs(p) : expand_masked(p); }
+const uint8_t* expand_s8_avx2(const ExpandS8& p) {
+  return p.pairs ? expand_pairs(p) : expand_masked(p);
+}
 
 }  // namespace fastinfer::cpu

@@ -8,7 +8,7 @@ namespace fastinfer::cpu {
 
 namespace {
 
-void expand_masked(const ExpandS8& p) {
+const uint8_t* expand_masked(const ExpandS8& p) {
   MaskedStream stream{p.masked, p.last};
   int8_t* out = p.out;
   for (int64_t s = 0; s < p.slices; ++s) {
@@ -19,9 +19,10 @@ void expand_masked(const ExpandS8& p) {
       for (int j = 0; j < 4; ++j, out += 64) _mm512_store_si512(out, bytes[j]);
     }
   }
+  return stream.value;
 }
 
-void expand_pairs(const ExpandS8& p) {
+const uint8_t* expand_pairs(const ExpandS8& p) {
   constexpr int64_t kSlicesAhead = 6;
   const PairsExpander expander;
   const uint8_t* pairs = p.masked;
@@ -36,10 +37,13 @@ void expand_pairs(const ExpandS8& p) {
       }
     }
   }
+  return pairs;
 }
 
 }  // namespace
 
-void expand_s8_avx512vbmi2(const ExpandS8& p) { p.pairs ? expand_pairs(p) : expand_masked(p); }
+const uint8_t* expand_s8_avx512vbmi2(const ExpandS8& p) {
+  return p.pairs ? expand_pairs(p) : expand_masked(p);
+}
 
 }  // namespace fastinfer::cpu

@@ -1,5 +1,7 @@
 #include "cpu/gemm_s8s8s32/columns.h"
 
+#include <algorithm>
+
 #include "cpu/gemm_s8s8s32/part.h"
 
 namespace fastinfer::cpu {
@@ -83,8 +85,9 @@ void gather_and_multiply(const LinearPlan& plan, const PackedWeight& w, int64_t 
 
 int64_t columns_scratch_bytes(const LinearPlan& plan, const PackedWeight& weight, int64_t rows) {
   if (is_masked(weight.layout)) {
-    return plan.masked != nullptr ? masked_scratch_bytes(rows, weight.k_pad)
-                                  : expanded_columns(*plan.gemm, weight.k_pad) * weight.k_pad;
+    const int64_t masked = plan.masked != nullptr ? masked_scratch_bytes(rows, weight.k_pad) : 0;
+    if (plan.masked != nullptr && plan.masked->row_step == 1) return masked;
+    return std::max(masked, expanded_columns(*plan.gemm, weight.k_pad) * weight.k_pad);
   }
   if (weight.layout == WeightLayout::dense || plan.bsr != nullptr) return 0;
   const auto prepared_bytes = plan.gemm->prepare.bytes;
@@ -108,8 +111,8 @@ void multiply_columns(const LinearPlan& plan, const LinearWeight& weight, int64_
     plan.bsr->run({gemm, &w, panel});
   } else if (!is_masked(w.layout)) {
     gather_and_multiply(plan, w, panel, gemm, scratch);
-  } else if (plan.masked != nullptr) {
-    plan.masked->run({gemm, &w, panel, scratch});
+  } else if (plan.masked != nullptr && gemm.m % plan.masked->row_step == 0) {
+    plan.masked->run({gemm, &w, panel, scratch, plan.expand->run});
   } else {
     expand_and_multiply(plan, w, panel, gemm, scratch);
   }

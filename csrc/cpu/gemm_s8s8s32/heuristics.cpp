@@ -110,11 +110,9 @@ LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int threads, const W
   plan.tasks_m = plan.tasks_n = 1;
   if (kinds.masked) {
     plan.expand = &select_expand_s8();
-    const GemmMaskedS8S8S32Kernel* masked = select_gemm_masked_s8s8s32();
-    if (masked != nullptr && (m <= kFewMaskedRows || plan.gemm->isa == masked->companion)) {
-      plan.masked = masked;
-      plan.gemm = &kernel_of(masked->companion);
-    }
+    const bool few = m <= kFewMaskedRows && plan.gemm->isa == Isa::amx;
+    plan.masked = select_gemm_masked_s8s8s32(few ? Isa::avx512vnni : plan.gemm->isa);
+    if (plan.masked != nullptr) plan.gemm = &kernel_of(plan.masked->companion);
   }
   if (kinds.only_bsr) plan.bsr = select_gemm_bsr_s8s8s32(plan.gemm->isa);
   plan.tile_rows = plan.bsr != nullptr ? plan.bsr->tile_rows : plan.gemm->tile_rows;
