@@ -57,6 +57,7 @@ py::array sums(const Array<int8_t>& a, const PackedWeight& weight, int64_t tile_
   gemm.out = out.mutable_data();
   gemm.out_ld_bytes = n * 4;
   gemm.out_dtype = DType::s32;
+  gemm.zen4 = is_zen4();
   if (m > 0 && n > 0) run(gemm);
   return out;
 }

@@ -187,7 +187,7 @@ void check_last_chunks(WeightLayout layout) {
   }
 }
 
-// More tiles than a kernel keeps in L2 for all rows, of which the last are no whole block.
+// More tiles than a kernel keeps in L2 for all rows; the last rows are no whole block.
 void check_chunks_of_tiles() {
   const Case c(8, 21, 1000, 2000, WeightLayout::bsr);
   CHECK(int64_t(c.sparse.size()) > 600 * kSliceBytes);
@@ -262,7 +262,7 @@ void check_mutations() {
 }
 
 // Masked slices of every density, after each other, on guarded memory; masks that ask for more than
-// there is stop at `last`. Slices of pairs.
+// there is stop at `last`. Slices of pairs of any values and places.
 void check_expand(const ExpandS8Kernel& kernel) {
   int count;
   const ExpandS8Kernel& generic = expand_s8_kernels(&count)[0];
@@ -327,10 +327,12 @@ void each_row(const Kernel* kernels, int count, Check&& check) {
 // run(gemm, weight, panel) calls the kernel.
 template <class Run>
 void check_sums(const std::string& name, WeightLayout layout, int64_t m, int64_t tile_rows,
-                uint8_t flip, Run&& run) {
+                uint8_t flip, Run&& run,
+                std::initializer_list<int64_t> columns = {1, 16, 33, 64, 211},
+                std::initializer_list<int64_t> depths = {0, 1, 64, 131, 1100}) {
   Random random(uint64_t(35 + m));
-  for (int64_t n : {1, 16, 33, 64, 211}) {
-    for (int64_t k : {0, 1, 64, 131, 1100}) {
+  for (int64_t n : columns) {
+    for (int64_t k : depths) {
       results().context = name + " " + named(layout, n, k) + " m=" + std::to_string(m);
       const auto w = sparse_weight(random, n, k, layout);
       const Bytes bytes = pack(w, n, k, layout);
@@ -383,7 +385,8 @@ void check_masked(const GemmMaskedS8S8S32Kernel& kernel) {
   const auto* companion = std::find_if(
       dense, dense + count, [&](const auto& row) { return row.isa == kernel.companion; });
   for (WeightLayout layout : {WeightLayout::sp24, WeightLayout::bitmask}) {
-    for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 17, 32, 39, 96, 128, 130, 201}) {
+    for (int64_t m :
+         {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 17, 32, 39, 96, 128, 130, 201, 288}) {
       if (m % kernel.row_step != 0) continue;
       for (bool zen4 : {false, true}) {
         check_sums(kernel.name, layout, m, companion->tile_rows, companion->flip,
@@ -398,12 +401,15 @@ void check_masked(const GemmMaskedS8S8S32Kernel& kernel) {
 }
 
 void check_bsr(const GemmBsrS8S8S32Kernel& kernel) {
+  const auto run = [&](const GemmS8S8S32& p, const PackedWeight& weight, int64_t panel) {
+    kernel.run({p, &weight, panel});
+  };
   for (int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 39, 130}) {
-    check_sums(kernel.name, WeightLayout::bsr, m, kernel.tile_rows, kernel.flip,
-               [&](const GemmS8S8S32& p, const PackedWeight& weight, int64_t panel) {
-                 kernel.run({p, &weight, panel});
-               });
+    check_sums(kernel.name, WeightLayout::bsr, m, kernel.tile_rows, kernel.flip, run);
   }
+  // More tiles than stay in L2 for all rows.
+  check_sums(kernel.name, WeightLayout::bsr, 85, kernel.tile_rows, kernel.flip, run, {1000},
+             {2000});
 }
 
 // The rows amx over the emulator, where the rest of them can run.

@@ -5,7 +5,7 @@
 //   out[64 j + i] = mask[j] bit i ? the next value : 0      0 <= j < 16, 0 <= i < 64, a slice
 // Each begins where the values of the one before end, or at `last` where that is further.
 //
-// Slices of pairs, which are equally long:
+// Slices of pairs, which are equally long and whose two places differ:
 //   out[4 j + i] = i == the first place ? the first value : i == the second ? the second : 0
 #pragma once
 

@@ -23,7 +23,7 @@ const uint8_t* expand_masked(const ExpandS8& p) {
 }
 
 const uint8_t* expand_pairs(const ExpandS8& p) {
-  constexpr int64_t kSlicesAhead = 6;
+  constexpr int64_t kSlicesAhead = 6;  // 16 are no better
   const PairsExpander expander;
   const uint8_t* pairs = p.masked;
   int8_t* out = p.out;

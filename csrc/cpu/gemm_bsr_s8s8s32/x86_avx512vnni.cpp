@@ -11,7 +11,6 @@
 // are written at once. Overflow: none, as in gemm_s8s8s32.h. Slow: many rows at a high sparsity,
 // where writing the output is most of the work.
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/gemm_bsr_s8s8s32/gemm_bsr_s8s8s32.h"
 #include "cpu/gemm_s8s8s32/epilogue.h"
@@ -43,9 +42,8 @@ void tile_sums(const int8_t* a, const PackedWeight& w, TileRange tiles, const in
         const __m512i b_s8 = _mm512_loadu_si512(b);
         b += 64;
         each<MR>([&](auto i) FASTINFER_INLINE {
-          int32_t four;
-          std::memcpy(&four, a_slice + i * kBlockK + j * 4, 4);
-          acc_s32[i][j] = dpbusd(acc_s32[i][j], _mm512_set1_epi32(four), b_s8);
+          acc_s32[i][j] =
+              dpbusd(acc_s32[i][j], broadcast_four(a_slice + i * kBlockK + j * 4), b_s8);
         });
       });
       a_slice += 4 * kSplit;

@@ -16,7 +16,7 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int64_t kFewRowsGroup = 8;  // panels that go through the epilogue together
-// A stream alone is as far ahead as several.
+// One stream alone has to be further ahead.
 template <int NP>
 constexpr int64_t kSlicesAhead = NP > 1 ? 3 : 6;
 
@@ -48,7 +48,7 @@ void few_rows_panels(Panels panels, const PackedWeight& w, int64_t panel, int64_
     each<NP>([&](auto j) FASTINFER_INLINE {
       const uint8_t* ahead =
           left > 0 ? panels.at[j] + kSlicesAhead<NP> * slice_bytes : next[j] - left * slice_bytes;
-      const int64_t bytes = Panels::kSliceBytes > 0 ? Panels::kSliceBytes : slice_bytes;
+      const int64_t bytes = Panels::kStoredSliceBytes > 0 ? Panels::kStoredSliceBytes : slice_bytes;
       for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(ahead + i);
     });
     each<kBlockK / kPairsK>([&](auto step) FASTINFER_INLINE {

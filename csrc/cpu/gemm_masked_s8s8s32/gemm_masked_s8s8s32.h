@@ -1,8 +1,8 @@
-// Family gemm_masked_s8s8s32: the product of gemm_s8s8s32.h with a weight of masked slices (sp24,
-// bitmask; gemm_s8s8s32/pack.h), which is expanded in registers: with few rows the time is that of
-// reading the weight, and a masked one is 0.63 (sp24) or 0.13 + density (bitmask) of the bytes;
-// with many, expanding costs little beside the products. Where no kernel of this family runs,
-// expand_s8 and gemm_s8s8s32 do the same.
+// Family gemm_masked_s8s8s32: the product of gemm_s8s8s32.h, m and n > 0, with a weight whose
+// slices leave zeros out (sp24, bitmask; gemm_s8s8s32/pack.h). With few rows the time is that of
+// reading the weight, which is 0.63 (sp24) or 0.13 + density (bitmask) of the bytes: masked slices
+// are put together in registers, pairs are multiplied as they are. With many rows slices are put
+// together in a cache. Where no kernel of this family runs, expand_s8 and gemm_s8s8s32 do the same.
 //
 // A: as the gemm_s8s8s32 kernel of `companion` wants it.
 #pragma once
@@ -28,9 +28,9 @@ constexpr int64_t masked_scratch_bytes(int64_t m, int64_t k_pad) {
 struct GemmMaskedS8S8S32 {
   GemmS8S8S32 gemm;  // `panels` is not read
   const PackedWeight* weight;
-  int64_t panel;    // the first
-  int8_t* scratch;  // masked_scratch_bytes, 64-byte aligned
-  ExpandS8Fn expand;
+  int64_t panel;      // the first
+  int8_t* scratch;    // masked_scratch_bytes, 64-byte aligned
+  ExpandS8Fn expand;  // what puts slices together where the kernel does not
 };
 
 using GemmMaskedS8S8S32Fn = void (*)(const GemmMaskedS8S8S32&);

@@ -77,8 +77,8 @@ void masked_columns(const GemmMaskedS8S8S32& g, EpilogueFn epilogue, int64_t row
   constexpr int64_t kTiles = kBlockRows / MR;
   alignas(64) int32_t sums[kTiles * MR * NP * kPanelColumns];
   const int64_t slice = slice_k(p), panel_bytes = slice * kPanelColumns;
+  Panels<NP> panels(*g.weight);
   for (; p.n - column > (NP - 1) * kPanelColumns; column += NP * kPanelColumns) {
-    Panels<NP> panels(*g.weight);
     const uint8_t* next[NP];
     const auto panel = [&](int64_t n) {
       return masked_panel(*g.weight, g.panel + std::min(n, p.n + p.n_after - 1) / kPanelColumns);

@@ -1,13 +1,15 @@
 // What a product reads of NP panels that leave zeros out, slice by slice, with AVX-512. Included by
-// x86_avx512vbmi2.cpp.
+// x86_avx512vbmi2.cpp: PickingPanels by few_rows.h, PairsPanels by many_rows.h, MaskedPanels by
+// both.
 //
-//   kStepK                    of K that the 64 bytes of an operand of vpdpbusd are
-//   kSliceBytes               of a slice, 0 if they differ
 //   at                        where each panel goes on
 //   begin_slice, end_slice    around what follows
-//   next(step, part, b_s8)    the operands of the next kStepK; step and part are where in the slice
-//                             they are, 8 of K and kStepK of those
-//   meet(row, j)              what the operand of panel j is multiplied with: of kStepK bytes of a
+//   next(step, part, b_s8)    the operands of vpdpbusd of the next kStepK of K (of PairsPanels 4);
+//                             step and part say where in the slice: which 8 of K, which kStepK of
+//                             it
+// For few_rows.h alone:
+//   kStoredSliceBytes         of a slice, 0 if they differ
+//   meet(row, j)              what the operand of panel j is multiplied with, of kStepK bytes of a
 //   row
 #pragma once
 
@@ -18,24 +20,18 @@
 #include "cpu/expand_s8/vpexpandb.h"
 #include "cpu/gemm_s8s8s32/pack.h"
 #include "cpu/gemm_s8s8s32/x86_zmm.h"
+#include "cpu/inline.h"
 
 namespace fastinfer::cpu {
 namespace {
-
-// 4 bytes of a row in every lane.
-FASTINFER_INLINE inline __m512i broadcast_four(const int8_t* row) {
-  int32_t four;
-  std::memcpy(&four, row, 4);
-  return _mm512_set1_epi32(four);
-}
 
 // Masked slices, put together.
 template <int NP>
 struct MaskedPanels {
   static constexpr int kStepK = 4;
-  static constexpr int64_t kSliceBytes = 0;
+  static constexpr int64_t kStoredSliceBytes = 0;
   const uint8_t* last;
-  const uint8_t *at[NP], *mask[NP], *value[NP];
+  const uint8_t *at[NP] = {}, *mask[NP] = {}, *value[NP] = {};
 
   explicit MaskedPanels(const PackedWeight& w) : last(w.masked_end) {}
   FASTINFER_INLINE void begin_slice() {
@@ -57,7 +53,7 @@ struct MaskedPanels {
 template <int NP>
 struct PairsPanels {
   PairsExpander expander;
-  const uint8_t* at[NP];
+  const uint8_t* at[NP] = {};
 
   explicit PairsPanels(const PackedWeight&) {}
   FASTINFER_INLINE void begin_slice() {}
@@ -72,13 +68,14 @@ struct PairsPanels {
 // Slices of pairs as they are: 64 values, 8 of K of 16 columns, meet what their places pick from 8
 // bytes of a row. From the 16 bytes of index vpmultishiftqb takes the two bits of each place,
 // vpternlogd makes them a shuffle (vpshufb) of those bytes, which are broadcast. Two shuffles for
-// 128 weights: with one row 1 to 1.3 cycles per 64 of them on Intel, where vpexpandb takes 4.
+// 128 weights: with one row 1 to 1.3 cycles
+// per 64 of them on Intel, where masks and vpexpandb take 4 with all that goes with them.
 template <int NP>
 class PickingPanels {
  public:
   static constexpr int kStepK = kPairsK;
-  static constexpr int64_t kSliceBytes = kPairsSliceBytes;
-  const uint8_t* at[NP];
+  static constexpr int64_t kStoredSliceBytes = kPairsSliceBytes;
+  const uint8_t* at[NP] = {};
 
   explicit PickingPanels(const PackedWeight&) {
     alignas(64) uint8_t bits[64], half[64];
@@ -113,7 +110,7 @@ class PickingPanels {
   }
 
  private:
-  __m512i bits_, half_, pick_[NP];
+  __m512i bits_, half_, pick_[NP] = {};
 };
 
 }  // namespace

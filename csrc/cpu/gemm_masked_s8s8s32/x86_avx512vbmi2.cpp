@@ -1,12 +1,10 @@
 // gemm_masked_s8s8s32_8x48x4_avx512vbmi2. Contract: gemm_masked_s8s8s32.h; A as x86_vnni.h has it,
 // q + 128, tile_rows 1.
 //
-// Few rows: few_rows.h, on a Zen 4, for masked slices, gemm_s8s8s32/x86_one_stream.h: a stream from
-// memory, four steps at once, 3.6 cycles a step with one row from L1 (vpexpandb 1.5, kmovq 0.8 and
-// vpdpbusd 1 add up), 5 from memory, where a dense weight takes 7.4. Many rows: many_rows.h.
-// Overflow: none, as in gemm_s8s8s32.h.
-#include <immintrin.h>
-
+// Few rows: few_rows.h; for masked slices, with more than 4 rows and on a Zen 4,
+// gemm_s8s8s32/x86_one_stream.h: a stream from memory, four steps at once, 3.6 cycles a step with
+// one row from L1 (vpexpandb 1.5, kmovq 0.8 and vpdpbusd 1 add up), 5 from memory, where a dense
+// weight takes 7.4. Many rows: many_rows.h. Overflow: none, as in gemm_s8s8s32.h.
 #include <cstring>
 
 #include "cpu/expand_s8/vpexpandb.h"
@@ -41,15 +39,15 @@ void few_rows(const GemmMaskedS8S8S32& g) {
   if constexpr (MR > 1) {
     if (g.gemm.m < MR) return few_rows<MR - 1>(g);
   }
-  // A multiple of the sums that leaves registers for the operands.
-  constexpr int kPanelsOfFew = MR <= 4 ? 4 : 2, kMaskedPanels = MR <= 4 ? 4 : 1;
   if (g.weight->layout == WeightLayout::sp24) {
     const int8_t* a = interleave_rows<kPairsK>(g);
     return g.gemm.zen4 ? few_rows_columns<MR, PickingPanels, 1>(g, a)
-                       : few_rows_columns<MR, PickingPanels, kPanelsOfFew>(g, a);
+                       : few_rows_columns<MR, PickingPanels, MR <= 4 ? 4 : 2>(g, a);
   }
   const int8_t* a = interleave_rows<4>(g);
-  if (!g.gemm.zen4) return few_rows_columns<MR, MaskedPanels, kMaskedPanels>(g, a);
+  if constexpr (MR <= 4) {
+    if (!g.gemm.zen4) return few_rows_columns<MR, MaskedPanels, 4>(g, a);
+  }
   stream_columns<MR>(g.gemm, MaskedStream{masked_panel(*g.weight, g.panel), g.weight->masked_end},
                      [&](int64_t k, int64_t i) { return a + k * MR + 4 * i; });
 }

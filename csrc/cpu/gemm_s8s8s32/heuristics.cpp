@@ -56,7 +56,7 @@ constexpr int64_t kGateRows = 160, kGateColumnStep = 192, kGateGap = 16;
 constexpr int64_t kLeastAmxRowsCached = 2, kLeastAmxRowsUncached = 8;
 constexpr int64_t kCachedWeightBytes = 3 << 19;
 
-// Expanded panels of a masked weight: a quarter of a 1 MiB L2.
+// Expanded panels of a weight that leaves zeros out: a quarter of a 1 MiB L2.
 constexpr int64_t kExpandedBytes = 256 << 10;
 
 double quantize_cycles(double m, double k) { return m * k * kCyclesPerQuantizedElement; }

@@ -15,7 +15,7 @@ namespace fastinfer::cpu {
 struct LinearPlan {
   const GemmS8S8S32Kernel* gemm;
   const QuantizeRowwiseKernel* quantize;
-  const ExpandS8Kernel* expand;           // for masked weights
+  const ExpandS8Kernel* expand;           // for weights that leave zeros out
   const GemmMaskedS8S8S32Kernel* masked;  // multiplies them as they are; null: expand first
   const GemmBsrS8S8S32Kernel* bsr;        // for tiles; null: gather first
   int64_t tile_rows;                      // layout of A
@@ -32,7 +32,7 @@ FASTINFER_API const GemmS8S8S32Kernel& select_gemm_s8s8s32(int64_t m, int64_t we
 // What a plan must know of the weights. stored: their bytes over those of dense ones.
 struct WeightKinds {
   double stored = 1;
-  bool masked = false;    // some have masked slices
+  bool masked = false;    // some have slices that leave zeros out
   bool only_bsr = false;  // all are of tiles
 };
 
@@ -43,7 +43,8 @@ FASTINFER_API LinearPlan plan_linear(int64_t m, int64_t n, int64_t k_pad, int th
 // How many panels of a task of so many go from one thread to another together.
 FASTINFER_API int64_t unit_panels(int64_t task_panels);
 
-// How many columns of a masked weight are expanded at a time: a multiple of the kernel's nr.
+// How many columns of a weight that leaves zeros out are expanded at a time: a multiple of the
+// kernel's nr.
 int64_t expanded_columns(const GemmS8S8S32Kernel& gemm, int64_t k_pad);
 
 // The part of a gate that is computed before its factor: rows of `ld` floats.

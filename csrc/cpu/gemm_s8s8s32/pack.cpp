@@ -276,7 +276,7 @@ const char* open_packed(const void* packed, int64_t bytes, PackedWeight* weight)
   }
   if (tag == kWeightLayoutCount) return "its layout tag is none of the int8 layouts of CPUs";
   if (header.version != layout_version(WeightLayout(tag))) {
-    return "its layout version is not the one that this build reads";
+    return "its layout version is not the one that this build reads (pack the weight again)";
   }
   if (header.n < 0 || header.n > kMaxN || header.k < 0 || header.k > kMaxK) return kWrongSize;
   const char* base = static_cast<const char*>(packed);

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/gemm_s8s8s32/epilogue.h"
 #include "cpu/gemm_s8s8s32/x86_zmm.h"
@@ -38,10 +37,8 @@ Stream stream_panel(Stream stream, const Rows& rows, int64_t k_pad, const int32_
       stream.next(b_s8);
       each<kSteps>([&](auto j) FASTINFER_INLINE {
         each<MR>([&](auto i) FASTINFER_INLINE {
-          int32_t four;
-          std::memcpy(&four, rows(k + 4 * j, i), 4);
           __m512i& sum = acc_s32[i][j % kSplit];
-          sum = dpbusd(sum, _mm512_set1_epi32(four), b_s8[j]);
+          sum = dpbusd(sum, broadcast_four(rows(k + 4 * j, i)), b_s8[j]);
         });
       });
     }

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <cstring>
 #include <utility>
 
 #include "cpu/inline.h"
@@ -27,6 +28,13 @@ FASTINFER_INLINE inline void each(Body&& body) {
 inline __m512i dpbusd(__m512i acc_s32, __m512i a_u8, __m512i b_s8) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc_s32) : "v"(a_u8), "v"(b_s8));
   return acc_s32;
+}
+
+// 4 bytes of a row in every lane.
+FASTINFER_INLINE inline __m512i broadcast_four(const int8_t* row) {
+  int32_t four;
+  std::memcpy(&four, row, 4);
+  return _mm512_set1_epi32(four);
 }
 
 // The `R` of x86_vnni.h.
