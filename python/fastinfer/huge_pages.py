@@ -3,7 +3,8 @@
 A weight in memory of its own lies on small pages where it begins and ends inside a huge page, which
 one below 2 MB does altogether. With few rows a layer takes as long as its weight takes to read, and
 that takes longer where the addresses of 512 times as many pages must be found: on a Zen 4, in a
-virtual machine, one thread multiplied a 2:4 weight (of masks, then) of 3072 x 768 by one row 1.4 times as fast so.
+virtual machine, one thread multiplied a 2:4 weight (of masks, then) of 3072 x 768 by one row 1.4
+times as fast so.
 """
 
 import mmap
