@@ -5,12 +5,10 @@
 //   at                        where each panel goes on
 //   begin_slice, end_slice    around what follows
 //   next(step, part, b_s8)    the operands of vpdpbusd of the next kStepK of K (of PairsPanels 4);
-//                             step and part say where in the slice: which 8 of K, which kStepK of
-//                             it
+//                             step says which 8 of K of the slice, part which kStepK of those
 // For few_rows.h alone:
 //   kStoredSliceBytes         of a slice, 0 if they differ
-//   meet(row, j)              what the operand of panel j is multiplied with, of kStepK bytes of a
-//   row
+//   meet(row, j)              what panel j's operand is multiplied with, of kStepK bytes of a row
 #pragma once
 
 #include <algorithm>

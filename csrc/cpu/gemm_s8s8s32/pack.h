@@ -11,9 +11,8 @@
 //   dense    panels: int8[N_pad / 16][K_pad / 64] slices
 //   sp24     slices of pairs: 2 bytes kept of every 4 along K, 640 bytes a slice; kReadAhead bytes
 //            of zeros at the end
-//   bitmask  int64[N_pad / 16 + 1]: where each panel begins, and the last ends, counted from the
-//   end
-//            of this table padded to 64; masked slices; kReadAhead bytes of zeros
+//   bitmask  int64[N_pad / 16 + 1]: where each panel begins, and the last ends, from the end of
+//            this table padded to 64 on; masked slices; kReadAhead bytes of zeros
 //   bsr      int32[N_pad / 16 + 1]: the first tile of each panel, and their number; int32[tiles]:
 //            which slice of its panel a tile is; padded to 64; the slices that are not all zero
 //
