@@ -27,6 +27,7 @@ void few_rows_panels(Panels panels, const PackedWeight& w, int64_t panel, int64_
                      const int8_t* rows, const int32_t* start, int32_t* sums, int64_t ld) {
   constexpr int kSplit = MR * NP >= 8 ? 1 : MR * NP >= 4 ? 2 : 4;  // of the sums, along K
   constexpr int kStepK = Panels::kStepK, kParts = kPairsK / kStepK;
+  constexpr int kSteps = std::max(1, kSplit / kParts);  // in which every sum has its turn
   const int64_t last = panels_of(w) - 1;
   const uint8_t* next[NP];
   each<NP>([&](auto j) FASTINFER_INLINE {
@@ -51,19 +52,19 @@ void few_rows_panels(Panels panels, const PackedWeight& w, int64_t panel, int64_
       const int64_t bytes = Panels::kStoredSliceBytes > 0 ? Panels::kStoredSliceBytes : slice_bytes;
       for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(ahead + i);
     });
-    each<kBlockK / kPairsK>([&](auto step) FASTINFER_INLINE {
-      each<kParts>([&](auto part) FASTINFER_INLINE {
+    for (int step = 0; step < kBlockK / kPairsK; step += kSteps) {
+      each<kSteps * kParts>([&](auto part) FASTINFER_INLINE {
         __m512i b_s8[NP];
-        panels.next(step, part, b_s8);
+        panels.next(step + part / kParts, part % kParts, b_s8);
         each<MR>([&](auto i) FASTINFER_INLINE {
           each<NP>([&](auto j) FASTINFER_INLINE {
-            __m512i& sum = acc_s32[i][j][(step * kParts + part) % kSplit];
+            __m512i& sum = acc_s32[i][j][part % kSplit];
             sum = dpbusd(sum, panels.meet(rows + i * kStepK, j), b_s8[j]);
           });
         });
         rows += MR * kStepK;
       });
-    });
+    }
     panels.end_slice();
   }
   each<MR>([&](auto i) FASTINFER_INLINE {
