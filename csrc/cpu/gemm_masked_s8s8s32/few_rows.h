@@ -93,12 +93,7 @@ void few_rows_columns(const GemmMaskedS8S8S32& g, const int8_t* rows) {
   int64_t panel = g.panel;
   for (int64_t n = 0; n < p.n; n += kColumns) {
     const int64_t columns = std::min(kColumns, p.n - n);
-    // Small streams of their own, which no prefetcher knows yet.
-    for (int64_t c = 0; c < columns; c += kPanelColumns) {
-      __builtin_prefetch(p.compensation + n + c);
-      __builtin_prefetch(p.b_scale + n + c);
-      if (p.bias != nullptr) __builtin_prefetch(p.bias + n + c);
-    }
+    prefetch_terms(p, n, columns);
     int64_t c = 0;
     for (; columns - c > (NP - 1) * kPanelColumns; c += NP * kPanelColumns, panel += NP) {
       few_rows_panels<MR, NP>(side_by_side, w, panel, slice_bytes, rows, p.compensation + n + c,

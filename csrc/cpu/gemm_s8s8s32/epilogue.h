@@ -126,6 +126,16 @@ FASTINFER_INLINE inline void prefetch_outputs(const GemmS8S8S32& p, int64_t row,
   }
 }
 
+// Asks for the vectors that the epilogue of these columns reads: with few rows they are small
+// streams of their own, which no prefetcher knows yet.
+FASTINFER_INLINE inline void prefetch_terms(const GemmS8S8S32& p, int64_t column, int64_t columns) {
+  for (int64_t c = column; c < column + columns; c += kPanelColumns) {
+    __builtin_prefetch(p.compensation + c);
+    __builtin_prefetch(p.b_scale + c);
+    if (p.bias != nullptr) __builtin_prefetch(p.bias + c);
+  }
+}
+
 // The epilogue of this activation and output type: chosen once a call, not once a tile.
 template <class V>
 EpilogueFn select_epilogue(const GemmS8S8S32& p) {

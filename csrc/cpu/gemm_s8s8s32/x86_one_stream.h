@@ -16,8 +16,7 @@ namespace fastinfer::cpu {
 namespace {
 
 constexpr int kSteps = 4;  // that are read together
-// That go through the epilogue together. Its vectors are small streams of their own, which no
-// prefetcher knows yet: they are asked for when the first of these panels begins.
+// That go through the epilogue together.
 constexpr int64_t kGroupPanels = 4;
 
 // sums[i * ld + c] = start[c] + the products of MR rows with one panel. Returns where the next
@@ -58,11 +57,7 @@ void stream_columns(const GemmS8S8S32& p, Stream stream, const Rows& rows) {
   alignas(64) int32_t sums[MR * kColumns];
   for (int64_t n = 0; n < p.n; n += kColumns) {
     const int64_t columns = std::min(kColumns, p.n - n);
-    for (int64_t c = 0; c < columns; c += kPanelColumns) {
-      __builtin_prefetch(p.compensation + n + c);
-      __builtin_prefetch(p.b_scale + n + c);
-      if (p.bias != nullptr) __builtin_prefetch(p.bias + n + c);
-    }
+    prefetch_terms(p, n, columns);
     for (int64_t c = 0; c < columns; c += kPanelColumns) {
       stream = stream_panel<MR>(stream, rows, p.k_pad, p.compensation + n + c, sums + c, kColumns);
     }
